@@ -1,0 +1,17 @@
+"""Prompts of 248 tokens and more for Stable Diffusion XL.
+
+Importing defines and registers classes and does nothing else.
+"""
+
+from .models.positions import stretch_position_embeddings
+from .models.text_encoder import TulipTextConfig, TulipTextModel, TulipTextModelWithProjection, from_clip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TulipTextConfig",
+    "TulipTextModel",
+    "TulipTextModelWithProjection",
+    "from_clip",
+    "stretch_position_embeddings",
+]

@@ -5,6 +5,7 @@ Importing defines and registers classes and does nothing else.
 
 from .models.positions import stretch_position_embeddings
 from .models.text_encoder import TulipTextConfig, TulipTextModel, TulipTextModelWithProjection, from_clip
+from .tokenization import load_tokenizer
 
 __version__ = "0.1.0"
 
@@ -13,5 +14,6 @@ __all__ = [
     "TulipTextModel",
     "TulipTextModelWithProjection",
     "from_clip",
+    "load_tokenizer",
     "stretch_position_embeddings",
 ]

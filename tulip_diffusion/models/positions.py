@@ -16,7 +16,9 @@ def stretch_position_embeddings(table: Tensor, keep: int = 20, factor: int = 4) 
     """
     positions, _ = table.shape
     if not 0 <= keep <= positions - 2:
-        raise ValueError(f"keep must be between 0 and {positions - 2} for a table of {positions} positions, got {keep}.")
+        raise ValueError(
+            f"keep must be between 0 and {positions - 2} for a table of {positions} positions, got {keep}."
+        )
     if factor < 1:
         raise ValueError(f"factor must be 1 or more, got {factor}.")
     rows = table[keep:].float()

@@ -1,0 +1,74 @@
+"""CLIP's tokenizer, with no network and any length."""
+
+import functools
+import gzip
+import html
+
+import ftfy
+from open_clip.tokenizer import bytes_to_unicode, default_bpe
+from transformers import CLIPTokenizer
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+CLIP_MERGES = 49152 - 256 - 2  # the file holds more; CLIP was trained with this many
+
+
+@functools.cache
+def clip_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """CLIP's vocabulary (49,408 tokens to ids) and its merges in order, from the BPE file that open_clip ships."""
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : 1 + CLIP_MERGES]
+    merges = tuple((first, second) for first, second in map(str.split, lines))
+    characters = list(bytes_to_unicode().values())
+    tokens = [*characters, *(c + "</w>" for c in characters), *("".join(merge) for merge in merges), BOS, EOS]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def clean_text(text: str) -> str:
+    """Clean `text` as open_clip does: mojibake mended, HTML entities resolved twice, white space folded, lower case.
+
+    The names of the special tokens are exchanged as well: open_clip calls them `<start_of_text>` and `<end_of_text>`,
+    and reads transformers' names as plain text.
+    """
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = " ".join(text.split()).lower()
+    text = text.replace(BOS, "<| startoftext |>").replace(EOS, "<| endoftext |>")
+    return text.replace("<start_of_text>", BOS).replace("<end_of_text>", EOS)
+
+
+class OpenClipTokenizer(CLIPTokenizer):
+    """`CLIPTokenizer` with open_clip's text cleaning: the ids that CLIP models were trained on, for any string.
+
+    Offsets refer to the cleaned text. An exclamation mark in the text keeps its own id where `"!"` is also the pad
+    token, as it is in SDXL's second tokenizer; `CLIPTokenizer` gives it the pad's id, 0.
+    """
+
+    def __init__(self, *args, pad_token: str = EOS, **kwargs):
+        super().__init__(*args, pad_token=EOS, **kwargs)
+        self.pad_token = pad_token  # set afterwards, so that it is not cut out of the text as a special token
+
+    def _encode_plus(self, text, text_pair=None, **kwargs):
+        def clean(value):
+            return clean_text(value) if isinstance(value, str) else [clean(item) for item in value]
+
+        text_pair = None if text_pair is None else clean(text_pair)
+        return super()._encode_plus(clean(text), text_pair, **kwargs)
+
+
+def load_tokenizer(max_length: int = 77, pad_token: str = EOS, clean: bool = False) -> CLIPTokenizer:
+    """CLIP's tokenizer with the real vocabulary, read from installed files alone.
+
+    Args:
+        max_length: `model_max_length`, in tokens, BOS and EOS included.
+        pad_token: SDXL pads its first encoder with EOS (id 49407, the default) and its second with `"!"` (id 0).
+        clean: clean texts as open_clip does, see [`OpenClipTokenizer`]. SDXL in diffusers does not.
+
+    Raises:
+        ValueError: `max_length` leaves no room for a word, or `pad_token` is not one token.
+    """
+    if max_length < 3:
+        raise ValueError(f"max_length must be 3 or more (BOS, one token, EOS), got {max_length}.")
+    vocabulary, merges = clip_vocabulary()
+    if pad_token not in vocabulary:
+        raise ValueError(f'pad_token must be one of CLIP\'s tokens, such as "{EOS}" or "!", got {pad_token!r}.')
+    tokenizer_class = OpenClipTokenizer if clean else CLIPTokenizer
+    return tokenizer_class(dict(vocabulary), list(merges), pad_token=pad_token, model_max_length=max_length)

@@ -1,0 +1,206 @@
+"""The CLIP-L-like and the bigG-like model: text towers with 77 absolute positions, and image towers.
+
+Trained by contrast between pictures and captions. Read-out heads on the penultimate states, at every sentence's last
+token, and on the image tower's patches make a few minutes of training enough: where a sentence says (or resolves by
+reference) a place, a kind and a colour, its last state must hold them. The heads are kept as a measuring tool.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from tulip_diffusion.scenes.captions import Caption
+from tulip_diffusion.scenes.dataset import SceneDataset, window_caption
+from tulip_diffusion.scenes.render import PLACES
+from tulip_diffusion.scenes.sprites import COLOURS, KINDS
+
+from .steps import train
+from .tokenizer import build_tokenizer
+
+WIDTH, LAYERS, HEADS = 128, 5, 4
+IGNORED = -100
+TOWERS = {  # SDXL's two: activation, and the token that pads
+    "l": {"hidden_act": "quick_gelu", "pad_token": "<|endoftext|>"},
+    "g": {"hidden_act": "gelu", "pad_token": "!"},
+}
+
+
+def build_clip(tower: str, tokenizer: CLIPTokenizer) -> CLIPModel:
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": 77,
+        "hidden_act": TOWERS[tower]["hidden_act"],
+        "projection_dim": WIDTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": HEADS,
+        "image_size": 64,
+        "patch_size": 16,
+        "hidden_act": "gelu",
+        "projection_dim": WIDTH,
+    }
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+    # sdpa's backward in bfloat16 is several times slower on a CPU than plain matrix products.
+    return CLIPModel._from_config(config, attn_implementation="eager")
+
+
+class ReadOut(nn.Module):
+    """Place, kind and colour, read linearly from states of the given width."""
+
+    def __init__(self, width: int = WIDTH):
+        super().__init__()
+        self.place = nn.Linear(width, PLACES)
+        self.kind = nn.Linear(width, len(KINDS) + 1)  # the last: nothing
+        self.colour = nn.Linear(width, len(COLOURS))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.place(states), self.kind(states), self.colour(states)
+
+
+class Towers(nn.Module):
+    """A CLIP model and the heads that read its states."""
+
+    def __init__(self, clip: CLIPModel):
+        super().__init__()
+        self.clip = clip
+        self.text_heads, self.image_heads = ReadOut(), ReadOut()
+
+
+def sentence_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
+    """Where sentences end, and what is known there.
+
+    Returns (sentences, 2) of caption index and token index, and (sentences, 3) of place, kind and colour, `IGNORED`
+    where the sentence does not tell.
+    """
+    where, what = [], []
+    colours = list(COLOURS)
+    for row, caption in enumerate(captions):
+        complete = {(claim.sentence, claim.place): claim for claim in caption.claims}
+        for index, sentence in enumerate(caption.sentences):
+            if not sentence.places:
+                continue
+            thing = caption.scene.things[sentence.places[0]]
+            assert thing is not None
+            known = (index, sentence.places[0]) in complete
+            place = sentence.places[0] if len(sentence.places) == 1 else IGNORED
+            if sentence.role == "place" and not known or sentence.role == "it" and not known:
+                continue  # it leads nowhere
+            where.append((row, caption.token_spans[index][1] - 1))
+            what.append((place, KINDS.index(thing.kind), colours.index(thing.colour) if known else IGNORED))
+    return torch.tensor(where).view(-1, 2), torch.tensor(what).view(-1, 3)
+
+
+def scene_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
+    """Kind and colour of every place, (captions, 16) each."""
+    colours = list(COLOURS)
+    kinds = [[KINDS.index(t.kind) if t else len(KINDS) for t in c.scene.things] for c in captions]
+    tints = [[colours.index(t.colour) if t else IGNORED for t in c.scene.things] for c in captions]
+    return torch.tensor(kinds), torch.tensor(tints)
+
+
+def towers_loss(towers: Towers, pictures: Tensor, tokens: dict[str, Tensor], captions: list[Caption]) -> Tensor:
+    clip = towers.clip
+    text = clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
+    vision = clip.vision_model(pixel_values=pictures)
+    text_embeds = F.normalize(clip.text_projection(text.pooler_output).float(), dim=-1)
+    image_embeds = F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
+    logits = clip.logit_scale.exp().clamp(max=100) * text_embeds @ image_embeds.T
+    labels = torch.arange(len(captions))
+    loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+    where, what = sentence_targets(captions)
+    states = text.hidden_states[-2][where[:, 0], where[:, 1]]
+    for logits, target in zip(towers.text_heads(states), what.unbind(1), strict=True):
+        loss = loss + F.cross_entropy(logits.float(), target, ignore_index=IGNORED)
+    _, kind_logits, colour_logits = towers.image_heads(vision.last_hidden_state[:, 1:])
+    for logits, target in zip((kind_logits, colour_logits), scene_targets(captions), strict=True):
+        loss = loss + F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
+    return loss
+
+
+@torch.no_grad()
+def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> str:
+    """Read-out accuracy at sentence ends and retrieval among `count` held-out captions."""
+    pictures, captions = SceneDataset(count, "validation").batch(0, count)
+    tokens = tokenizer([c.text for c in captions], padding=True, truncation=True, return_tensors="pt")
+    text = towers.clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
+    where, what = sentence_targets(captions)
+    read = [logits.argmax(-1) for logits in towers.text_heads(text.hidden_states[-2][where[:, 0], where[:, 1]])]
+    shares = [
+        ((r == t) & (t != IGNORED)).sum() / (t != IGNORED).sum() for r, t in zip(read, what.unbind(1), strict=True)
+    ]
+    refers = torch.tensor(
+        [captions[row].sentences[sentence_at(captions[row], token)].role == "colour" for row, token in where.tolist()]
+    )
+    resolved = (read[2] == what[:, 2])[refers & (what[:, 2] != IGNORED)].float().mean()
+    text_embeds = F.normalize(towers.clip.text_projection(text.pooler_output), dim=-1)
+    vision = towers.clip.vision_model(pixel_values=pictures)
+    image_embeds = F.normalize(towers.clip.visual_projection(vision.pooler_output), dim=-1)
+    recall = ((text_embeds @ image_embeds.T).argmax(1) == torch.arange(count)).float().mean()
+    names = zip(("place", "kind", "colour"), shares, strict=True)
+    return f"{' '.join(f'{n} {s:.3f}' for n, s in names)} referred colour {resolved:.3f} R@1 {recall:.3f}"
+
+
+def sentence_at(caption: Caption, token: int) -> int:
+    """Index of the sentence that holds a token."""
+    return next(index for index, (start, end) in enumerate(caption.token_spans) if start <= token < end)
+
+
+def load_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
+    towers = Towers(CLIPModel.from_pretrained(folder))
+    heads = load_file(folder / "heads.safetensors")
+    missing, unexpected = towers.load_state_dict(heads, strict=False)
+    assert not unexpected and all(name.startswith("clip.") for name in missing)
+    return towers.eval(), CLIPTokenizer.from_pretrained(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tower", choices=TOWERS)
+    parser.add_argument("--out", type=Path, default=None, help="default: outputs/embedded/clip-TOWER")
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    folder = options.out or Path(f"outputs/embedded/clip-{options.tower}")
+    torch.manual_seed(options.seed + ord(options.tower))
+    tokenizer = build_tokenizer(pad_token=TOWERS[options.tower]["pad_token"])
+    towers = Towers(build_clip(options.tower, tokenizer))
+    first = (options.seed * 2 + list(TOWERS).index(options.tower)) * 10_000_000
+    data = SceneDataset(first + 10_000_000, write=lambda rng: window_caption(rng, dangling=0.15))
+
+    def loss_of(step: int) -> Tensor:
+        pictures, captions = data.batch(first + step * options.batch, options.batch)
+        tokens = tokenizer([c.text for c in captions], padding=True, truncation=True, return_tensors="pt")
+        return towers_loss(towers, pictures, tokens, captions)
+
+    def check(step: int) -> str:
+        return check_towers(towers, tokenizer)
+
+    train(
+        towers, loss_of, folder, options.steps, options.learning_rate, weight_decay=0.05, check=check, check_every=100
+    )
+    towers.clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    heads = {name: weight for name, weight in towers.state_dict().items() if not name.startswith("clip.")}
+    save_file(heads, folder / "heads.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A synthetic world in which every detail of a prompt can be checked in the picture."""

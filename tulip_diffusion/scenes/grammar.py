@@ -1,0 +1,213 @@
+"""Writes captions of random scenes, and reads them back."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .captions import Caption, Sentence
+from .render import CABINETS, COLUMNS, PLACES, ROWS, Scene, Thing
+from .sprites import COLOURS, KINDS
+from .wording import ASIDES, REMARKS, SIDES, TEMPLATES, count_tokens, fill, read_sentence
+
+LANDMARKS = 4  # kinds that a scene for references holds at most once
+
+
+def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+def landmark_scene(rng: np.random.Generator, objects: int) -> Scene:
+    """A random scene in which `LANDMARKS` kinds occur at most once, so that "the tulip" can mean one tulip."""
+    kinds = list(rng.permutation(KINDS))
+    things: list[Thing | None] = [None] * PLACES
+    for number, place in enumerate(rng.permutation(PLACES)[:objects]):
+        kind = kinds[number] if number < LANDMARKS else choose(rng, kinds[LANDMARKS:])
+        things[place] = Thing(str(kind), choose(rng, tuple(COLOURS)))
+    return Scene(choose(rng, tuple(CABINETS)), tuple(things))
+
+
+class Writer:
+    """Puts the things of one scene into words, one after the other, and remembers what was mentioned."""
+
+    def __init__(self, rng: np.random.Generator, scene: Scene, wording: str, references: Mapping[str, float]):
+        self.rng, self.scene, self.wording, self.references = rng, scene, wording, references
+        self.things = list(scene.things)
+        self.mentioned: list[int] = []  # places, in order
+        self.sentences: list[Sentence] = []
+
+    def say(self, role: str, places: tuple[int, ...], referent: int | None = None, **words: str) -> None:
+        wording = choose(self.rng, ("long", "short")) if self.wording == "mixed" else self.wording
+        template = choose(self.rng, TEMPLATES[role][wording])
+        self.sentences.append(Sentence(fill(template, words), role, places, referent))
+
+    def sole(self) -> list[int]:
+        """Places whose thing is the only one of its kind so far."""
+        kinds = [self.things[place].kind for place in self.mentioned]
+        return [place for place in self.mentioned if kinds.count(self.things[place].kind) == 1]
+
+    def describe(self, place: int) -> None:
+        """Say what stands in `place`; a reference to a colour gives it the colour of what it refers to."""
+        thing = self.things[place]
+        words = {
+            "row": ROWS[place // len(COLUMNS)],
+            "column": COLUMNS[place % len(COLUMNS)],
+            "kind": thing.kind,
+            "colour": thing.colour,
+        }
+        role = self.role(place)
+        if role == "colour":
+            referent = int(self.rng.choice([other for other in self.sole() if self.things[other].kind != thing.kind]))
+            self.things[place] = Thing(thing.kind, self.things[referent].colour)
+            self.say("colour", (place,), referent, **words, other=self.things[referent].kind)
+        elif role == "place":
+            referent, side = self.neighbour(place)
+            self.say("place", (place,), referent, **words, side=side, other=self.things[referent].kind)
+        elif role == "it":
+            self.say("colourless", (place,), **words)
+            self.say("it", (place,), **words)
+        else:
+            self.say("thing", (place,), **words)
+        self.mentioned.append(place)
+
+    def role(self, place: int) -> str:
+        """Draw how `place` is described, among the ways that are open at this point."""
+        draw = self.rng.random()
+        for role in ("colour", "place", "it"):
+            draw -= self.references.get(role, 0)
+            if draw < 0:
+                others = [other for other in self.sole() if self.things[other].kind != self.things[place].kind]
+                open_ = {"colour": bool(others), "place": self.neighbour(place) is not None, "it": True}
+                return role if open_[role] else "thing"
+        return "thing"
+
+    def neighbour(self, place: int) -> tuple[int, str] | None:
+        """A thing mentioned before, alone of its kind, that stands beside `place`, and on which side of it `place` is."""
+        for side, step in SIDES.items():
+            other = place - step
+            same_row = other // len(COLUMNS) == place // len(COLUMNS)
+            if other in self.sole() and (abs(step) > 1 or same_row):
+                return other, side
+        return None
+
+    def describe_every(self, places: list[int]) -> None:
+        """Mention these things of one kind without their colour, then give it to all of them at once."""
+        colour = self.things[places[0]].colour
+        for place in places:
+            thing = self.things[place] = Thing(self.things[place].kind, colour)
+            row, column = ROWS[place // len(COLUMNS)], COLUMNS[place % len(COLUMNS)]
+            self.say("colourless", (place,), row=row, column=column, kind=thing.kind)
+        self.mentioned += places
+        self.say("every", tuple(places), kind=thing.kind, colour=colour)
+
+
+def write_caption(
+    rng: np.random.Generator,
+    scene: Scene,
+    wording: str = "long",
+    references: Mapping[str, float] | None = None,
+    cabinet: bool = True,
+    tokens: int | None = None,
+) -> Caption:
+    """Describe `scene`, thing by thing in random order.
+
+    Args:
+        wording: "long" (about 14 tokens a thing), "short" (about 6) or "mixed".
+        references: share of the things described by "colour" ("in the same colour as the tulip"), "place" ("to the
+            right of the boat"), "it" (colour in a sentence of its own) and, for the scene, the chance of one "every"
+            ("every cup mentioned so far is red"). Things whose colour is given by another's take it over, so the
+            caption's scene can differ from the one passed in.
+        cabinet: whether a sentence, anywhere, names the cabinet.
+        tokens: make the caption about this long with remarks and asides that say nothing about the picture.
+    """
+    references = references or {}
+    writer = Writer(rng, scene, wording, references)
+    order = [int(place) for place in rng.permutation(scene.occupied)]
+    together = shared_kind(rng, scene) if rng.random() < references.get("every", 0) else []
+    turn = int(rng.integers(len(order) + 1))
+    for number, place in enumerate(order):
+        if number == turn and together:
+            writer.describe_every(together)
+        if place not in together:
+            writer.describe(place)
+    if turn >= len(order) and together:
+        writer.describe_every(together)
+    sentences = writer.sentences
+    if cabinet:
+        writer.say("cabinet", (), cabinet=scene.cabinet)
+        sentences.insert(int(rng.integers(len(sentences))), sentences.pop())
+    if tokens is not None:
+        pad_sentences(rng, sentences, tokens)
+    return Caption(Scene(scene.cabinet, tuple(writer.things)), tuple(sentences))
+
+
+def shared_kind(rng: np.random.Generator, scene: Scene) -> list[int]:
+    """Places of all the things of one kind, three at most of them, or none for an empty scene."""
+    kinds = sorted({thing.kind for thing in scene.things if thing})
+    if not kinds:
+        return []
+    kind = choose(rng, kinds)
+    places = [place for place in scene.occupied if scene.things[place].kind == kind]
+    return places if len(places) <= 3 else []
+
+
+def pad_sentences(rng: np.random.Generator, sentences: list[Sentence], tokens: int) -> None:
+    """Insert remarks behind things and asides anywhere until the caption has about `tokens` tokens."""
+    missing = tokens - 2 - sum(count_tokens(sentence.text) for sentence in sentences)
+    while True:
+        index = int(rng.integers(len(sentences) + 1))
+        told = index > 0 and sentences[index - 1].role in ("thing", "colour", "it")
+        aside = choose(rng, REMARKS if told and rng.random() < 0.5 else ASIDES)
+        missing -= count_tokens(aside)
+        if missing < 0:
+            return
+        sentences.insert(index, Sentence(aside))
+
+
+def parse_caption(text: str) -> Caption:
+    """Read a text of this world back, resolving its references; sentences that it does not know are asides.
+
+    Raises:
+        ValueError: the text says nothing that the world could show.
+    """
+    cabinet, things, sentences = next(iter(CABINETS)), [None] * PLACES, []
+    mentioned: list[int] = []
+    kinds: dict[int, str] = {}
+    colours: dict[int, str] = {}
+    for part in re.findall(r"[^.]+\.?", text):
+        known = read_sentence(part if part.endswith(".") else part + ".")
+        if known is None:
+            sentences += [Sentence(part.strip())] if part.strip() else []
+            continue
+        role, words = known
+        places: tuple[int, ...] = ()
+        referent = None
+        if "other" in words:
+            same = [place for place in mentioned if kinds[place] == words["other"]]
+            referent = same[0] if len(same) == 1 else None
+        if role == "cabinet":
+            cabinet = words["cabinet"]
+        elif role == "it":
+            places = tuple(mentioned[-1:])
+        elif role == "every":
+            places = tuple(place for place in mentioned if kinds[place] == words["kind"])
+        elif role == "place":
+            if referent is not None and 0 <= referent + SIDES[words["side"]] < PLACES:
+                places = (referent + SIDES[words["side"]],)
+        else:
+            places = (ROWS.index(words["row"]) * len(COLUMNS) + COLUMNS.index(words["column"]),)
+        colour = words.get("colour") or (colours.get(referent) if referent is not None else None)
+        for place in places:
+            if role not in ("it", "every"):
+                mentioned.append(place)
+                kinds[place] = words["kind"]
+            if colour is not None:
+                colours[place] = colour
+        sentences.append(Sentence(part.strip(), role, places, referent))
+    for place in mentioned:
+        if place in colours:
+            things[place] = Thing(kinds[place], colours[place])
+    caption = Caption(Scene(cabinet, tuple(things)), tuple(sentences))
+    if not caption.claims:
+        raise ValueError(f"Nothing in {text[:60]!r} says which thing of which colour stands in which place.")
+    return caption

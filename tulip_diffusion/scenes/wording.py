@@ -1,0 +1,134 @@
+"""The sentences of the world, as templates that are both written and read.
+
+A slot in braces is one word of `WORDS`; a capital, as in `{Row}`, only capitalises it. Every word is a single token of
+CLIP's vocabulary and the place stands first in every sentence about a thing.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+from .render import CABINETS, COLUMNS, ROWS
+from .sprites import COLOURS, KINDS
+
+SIDES = {"to the right of": 1, "to the left of": -1, "above": -len(COLUMNS), "below": len(COLUMNS)}
+WORDS = {
+    "row": ROWS,
+    "column": COLUMNS,
+    "kind": KINDS,
+    "other": KINDS,
+    "colour": tuple(COLOURS),
+    "cabinet": tuple(CABINETS),
+    "side": tuple(SIDES),
+}
+
+# Role of a sentence -> wording ("long" reads well, "short" fits many into CLIP's window) -> templates.
+TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "thing": {
+        "long": (
+            "On the {row} shelf, {column} place, stands a {colour} {kind}.",
+            "The {column} place on the {row} shelf holds a {colour} {kind}.",
+            "In the {column} place of the {row} shelf is a {kind} painted {colour}.",
+            "{Row} shelf, {column} place: a small {kind} in {colour}.",
+            "Look at the {row} shelf, {column} from the left: a pretty {colour} {kind}.",
+            "And the {row} shelf has, {column} from the left, a {kind} in {colour}.",
+        ),
+        "short": (
+            "{Row} {column} {colour} {kind}.",
+            "{Row} {column}: {colour} {kind}.",
+            "{Row} {column}, a {colour} {kind}.",
+        ),
+    },
+    "colourless": {
+        "long": (
+            "On the {row} shelf, {column} place, stands a {kind}.",
+            "The {column} place on the {row} shelf holds a {kind}.",
+            "In the {column} place of the {row} shelf is a {kind}.",
+        ),
+        "short": ("{Row} {column} {kind}.", "{Row} {column}, a {kind}."),
+    },
+    "colour": {
+        "long": (
+            "On the {row} shelf, {column} place, stands a {kind} in the same colour as the {other}.",
+            "The {column} place on the {row} shelf holds a {kind} with the colour of the {other}.",
+            "In the {column} place of the {row} shelf is a {kind} painted like the {other}.",
+        ),
+        "short": ("{Row} {column} {kind} like the {other}.", "{Row} {column}, a {kind} like the {other}."),
+    },
+    "place": {
+        "long": ("{Side} the {other} stands a {colour} {kind}.", "{Side} the {other} there is a {kind} in {colour}."),
+        "short": ("{Side} the {other} a {colour} {kind}.",),
+    },
+    "it": {
+        "long": ("It is {colour}.", "Its colour is {colour}.", "Somebody has painted it {colour}."),
+        "short": ("It is {colour}.",),
+    },
+    "every": {
+        "long": ("Every {kind} mentioned so far is {colour}.",),
+        "short": ("Every {kind} mentioned so far is {colour}.",),
+    },
+    "cabinet": {
+        "long": (
+            "The cabinet is made of {cabinet}.",
+            "All of this stands in a {cabinet} cabinet.",
+            "It is an old {cabinet} cabinet with four shelves.",
+        ),
+        "short": ("{Cabinet} cabinet.",),
+    },
+}
+REMARKS = (
+    "It was a present from a friend.",
+    "It has been there for many years.",
+    "Children always point at it.",
+    "It was bought at a market by the sea.",
+    "Nobody knows who made it.",
+    "It is the owner's favourite piece.",
+)
+ASIDES = (
+    "The morning light is soft and nobody is at home.",
+    "Dust dances slowly in the quiet air.",
+    "A clock ticks somewhere in the next room.",
+    "Outside the window it has begun to rain.",
+    "Nothing has been moved since last summer.",
+    "The glass doors were cleaned yesterday.",
+    "The room smells of old books and wax.",
+    "Visitors often ask how the collection began.",
+    "The owner will tell you a long story about each piece.",
+    "Please do not touch anything.",
+)
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+def count_tokens(text: str) -> int:
+    """CLIP tokens of a text of this world, BOS and EOS not counted: its words and runs of punctuation."""
+    return len(re.findall(r"'s|[a-z]+|[^\sa-z]+", text.lower()))
+
+
+def fill(template: str, words: Mapping[str, str]) -> str:
+    """Put `words` into the slots, with "an" before a vowel."""
+
+    def word(slot: re.Match) -> str:
+        value = words[slot[1].lower()]
+        return value[0].upper() + value[1:] if slot[1][0].isupper() else value
+
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(word, template))
+
+
+@cache
+def pattern(template: str) -> re.Pattern:
+    """The regular expression that reads back what `fill` wrote, whatever the case of its letters."""
+    parts = SLOT.split(re.sub(r"\b([Aa]) \{", r"\1n? {", template))
+    expression = ""
+    for index, part in enumerate(parts):
+        slot = part.lower()
+        expression += f"(?P<{slot}>{'|'.join(WORDS[slot])})" if index % 2 else part.replace(".", r"\.")
+    return re.compile(expression, re.IGNORECASE)
+
+
+def read_sentence(text: str) -> tuple[str, dict[str, str]] | None:
+    """Role and words of one sentence of this world; None where it says nothing about the picture."""
+    for role, wordings in TEMPLATES.items():
+        for template in (template for templates in wordings.values() for template in templates):
+            if match := pattern(template).fullmatch(text.strip()):
+                return role, {slot: word.lower() for slot, word in match.groupdict().items()}
+    return None

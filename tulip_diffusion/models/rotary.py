@@ -5,15 +5,21 @@ Everything is computed anew in every call, in float32: nothing is remembered fro
 model to half precision does not round its angles.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 
-def ntk_theta(theta: float, alpha: float, base_length: float, length: float, head_dim: int) -> float:
+Number = TypeVar("Number", float, Tensor)
+
+
+def ntk_theta(theta: float, alpha: float, base_length: float, length: Number, head_dim: int) -> Number:
     """NTK-aware RoPE base for sequences of `length` tokens, of an encoder that learned `base_length`.
 
     theta' = theta · (alpha · length / base_length − (alpha − 1)) ** (head_dim / (head_dim − 2)), TULIP
-    (arXiv:2410.10034), section 3.3: 10,000 becomes 206,278 for 77 → 248 tokens with alpha 8. `length` may be a tensor.
+    (arXiv:2410.10034), section 3.3: 10,000 becomes 206,278 for 77 → 248 tokens with alpha 8. `length` may be a tensor,
+    and so is the result then.
 
     Raises:
         ValueError: `head_dim` is 2 or less, where the exponent is not defined.

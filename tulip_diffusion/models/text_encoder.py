@@ -85,6 +85,11 @@ class TulipTextConfig(CLIPTextConfig):
         for key, value in self.rope_parameters.items():
             if key != "rope_type" and not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"rope_parameters[{key!r}] must be a positive number, got {value!r}.")
+        if rope_type == "ntk" and self.rope_parameters["length"] < self.rope_parameters["base_length"]:
+            raise ValueError(
+                f"NTK scaling lengthens: rope_parameters['length'] ({self.rope_parameters['length']}) must be at least "
+                f"rope_parameters['base_length'] ({self.rope_parameters['base_length']})."
+            )
         if self.position_encoding == "rope" and (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"RoPE rotates channel pairs, so hidden_size / num_attention_heads must be even, got "
@@ -119,7 +124,7 @@ class TulipAttention(CLIPAttention):
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
         """`hidden_states` is (batch, tokens, width); `position_embeddings` are RoPE's cosines and sines."""
-        batch, tokens, width = hidden_states.shape
+        batch, tokens, _ = hidden_states.shape
         split = (batch, tokens, -1, self.head_dim)  # a local shard may hold fewer heads than the config says
         query = self.q_proj(hidden_states).view(split)
         key = self.k_proj(hidden_states).view(split)
@@ -131,6 +136,7 @@ class TulipAttention(CLIPAttention):
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if self.config.position_encoding == "cope":
+            assert attention_mask is not None  # TulipTextModel always passes one
             # The published code scales q by 1/sqrt(head_dim), then the logits by another 1/sqrt(head_dim).
             query, key = self.cope.query_norm(query) * self.scale, self.cope.key_norm(key)
             logits = query @ key.transpose(-1, -2) * self.scale + attention_mask
@@ -202,7 +208,7 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
 
     def __init__(self, config: TulipTextConfig):
         PreTrainedModel.__init__(self, config)  # CLIPTextModel's own __init__ would build the position table
-        self.embeddings = TulipTextEmbeddings(config)
+        self.embeddings = TulipTextEmbeddings(config)  # type: ignore[assignment]
         self.encoder = TulipEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         # The configs that CLIP and SDXL were published with say 2 and mean "the largest id", which a textual
@@ -255,6 +261,7 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
         if attention_mask is not None and attention_mask.ndim == 2:
             length = attention_mask.sum(dim=-1, keepdim=True)
         head_dim = self.config.hidden_size // self.config.num_attention_heads
+        assert self.config.rope_parameters is not None  # the config filled it in
         return rotary_cos_sin(position_ids, self.config.rope_parameters, head_dim, length)
 
 
@@ -299,8 +306,8 @@ def from_clip(
         clip_config, model_class = clip.config, TulipTextModel
     else:
         raise TypeError(
-            f"from_clip takes a CLIPTextModel, a CLIPTextModelWithProjection or a CLIPModel, got {type(clip).__name__}. "
-            "For a file or a folder use load_text_encoder."
+            f"from_clip takes a CLIPTextModel, a CLIPTextModelWithProjection or a CLIPModel, got "
+            f"{type(clip).__name__}. For a file or a folder use load_text_encoder."
         )
     fields = {**copy.deepcopy(clip_config.to_dict()), **config}
     fields.pop("model_type")

@@ -98,7 +98,7 @@ def sentence_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
             assert thing is not None
             known = (index, sentence.places[0]) in complete
             place = sentence.places[0] if len(sentence.places) == 1 else IGNORED
-            if sentence.role == "place" and not known or sentence.role == "it" and not known:
+            if sentence.role in ("place", "it") and not known:
                 continue  # it leads nowhere
             where.append((row, caption.token_spans[index][1] - 1))
             what.append((place, KINDS.index(thing.kind), colours.index(thing.colour) if known else IGNORED))

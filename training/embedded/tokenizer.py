@@ -1,5 +1,6 @@
 """CLIP's real tokenizer, cut down to the words of the world: any other word falls into bytes, none is unknown."""
 
+import itertools
 import re
 
 from transformers import CLIPTokenizer
@@ -20,7 +21,7 @@ def merges_of(word: str, ranks: dict[tuple[str, str], int]) -> list[tuple[str, s
     """The merges that byte-pair encoding uses to build `word` out of its letters."""
     parts, used = [*word[:-1], word[-1] + "</w>"], []
     while len(parts) > 1:
-        pairs = list(zip(parts, parts[1:], strict=False))
+        pairs = list(itertools.pairwise(parts))
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     encoder, scheduler, unet = Encoder(options.folder), build_scheduler(), build_unet()
+    unet.set_attn_processor(AttnProcessor())  # trains twice as fast on a CPU as the fused kernel in bfloat16
     data = SceneDataset(SPLITS["validation"])
     cache = Cache(encoder, data)
     first = options.seed * options.steps

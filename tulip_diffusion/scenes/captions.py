@@ -11,7 +11,7 @@ from .wording import count_tokens
 class Sentence:
     """One sentence. `places` are those it speaks of; `role` is a key of `wording.TEMPLATES`, or "" for an aside.
 
-    `referent` is the place of the earlier thing without which it cannot be understood ("the same colour as the tulip").
+    `referent` is the place of the earlier thing that it needs to be understood ("the same colour as the tulip").
     """
 
     text: str

@@ -82,7 +82,7 @@ class Writer:
         return "thing"
 
     def neighbour(self, place: int) -> tuple[int, str] | None:
-        """A thing mentioned before, alone of its kind, that stands beside `place`, and on which side of it `place` is."""
+        """Where a thing mentioned before, the only one of its kind, stands beside `place`, and the words for that."""
         for side, step in SIDES.items():
             other = place - step
             same_row = other // len(COLUMNS) == place // len(COLUMNS)

@@ -42,7 +42,7 @@ def split_places(picture: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_scene(picture: Image.Image | np.ndarray) -> Scene:
-    """The scene whose render is nearest to `picture` (squared error): first each place, then the cabinet that fits best."""
+    """The scene whose render is nearest to `picture`, by squared error."""
     places = split_places(picture)
     pixels = round((places.shape[1] / 3) ** 0.5)
     best: tuple[float, Scene] | None = None

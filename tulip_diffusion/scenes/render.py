@@ -29,7 +29,8 @@ class Thing:
     def __post_init__(self):
         if self.kind not in KINDS or self.colour not in COLOURS:
             raise ValueError(
-                f"The world has no {self.colour} {self.kind}. Kinds: {', '.join(KINDS)}; colours: {', '.join(COLOURS)}."
+                f"The world has no {self.colour} {self.kind}. Kinds: {', '.join(KINDS)}; "
+                f"colours: {', '.join(COLOURS)}."
             )
 
 

@@ -16,14 +16,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SceneDataset, window_caption
-from tulip_diffusion.scenes.render import PLACES
+from tulip_diffusion.scenes.read_out import IGNORED, ReadOut, read_accuracies, sentence_targets
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
 
 from .steps import train
 from .tokenizer import build_tokenizer
 
 WIDTH, LAYERS, HEADS = 128, 5, 4
-IGNORED = -100
 TOWERS = {  # SDXL's two: activation, and the token that pads
     "l": {"hidden_act": "quick_gelu", "pad_token": "<|endoftext|>"},
     "g": {"hidden_act": "gelu", "pad_token": "!"},
@@ -59,50 +58,13 @@ def build_clip(tower: str, tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel._from_config(config, attn_implementation="eager")
 
 
-class ReadOut(nn.Module):
-    """Place, kind and colour, read linearly from states of the given width."""
-
-    def __init__(self, width: int = WIDTH):
-        super().__init__()
-        self.place = nn.Linear(width, PLACES)
-        self.kind = nn.Linear(width, len(KINDS) + 1)  # the last: nothing
-        self.colour = nn.Linear(width, len(COLOURS))
-
-    def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.place(states), self.kind(states), self.colour(states)
-
-
 class Towers(nn.Module):
     """A CLIP model and the heads that read its states."""
 
     def __init__(self, clip: CLIPModel):
         super().__init__()
         self.clip = clip
-        self.text_heads, self.image_heads = ReadOut(), ReadOut()
-
-
-def sentence_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
-    """Where sentences end, and what is known there.
-
-    Returns (sentences, 2) of caption index and token index, and (sentences, 3) of place, kind and colour, `IGNORED`
-    where the sentence does not tell.
-    """
-    where, what = [], []
-    colours = list(COLOURS)
-    for row, caption in enumerate(captions):
-        complete = {(claim.sentence, claim.place): claim for claim in caption.claims}
-        for index, sentence in enumerate(caption.sentences):
-            if not sentence.places:
-                continue
-            thing = caption.scene.things[sentence.places[0]]
-            assert thing is not None
-            known = (index, sentence.places[0]) in complete
-            place = sentence.places[0] if len(sentence.places) == 1 else IGNORED
-            if sentence.role in ("place", "it") and not known:
-                continue  # it leads nowhere
-            where.append((row, caption.token_spans[index][1] - 1))
-            what.append((place, KINDS.index(thing.kind), colours.index(thing.colour) if known else IGNORED))
-    return torch.tensor(where).view(-1, 2), torch.tensor(what).view(-1, 3)
+        self.text_heads, self.image_heads = ReadOut(WIDTH), ReadOut(WIDTH)
 
 
 def scene_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
@@ -139,26 +101,12 @@ def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> 
     pictures, captions = SceneDataset(count, "validation").batch(0, count)
     tokens = tokenizer([c.text for c in captions], padding=True, truncation=True, return_tensors="pt")
     text = towers.clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
-    where, what = sentence_targets(captions)
-    read = [logits.argmax(-1) for logits in towers.text_heads(text.hidden_states[-2][where[:, 0], where[:, 1]])]
-    shares = [
-        ((r == t) & (t != IGNORED)).sum() / (t != IGNORED).sum() for r, t in zip(read, what.unbind(1), strict=True)
-    ]
-    refers = torch.tensor(
-        [captions[row].sentences[sentence_at(captions[row], token)].role == "colour" for row, token in where.tolist()]
-    )
-    resolved = (read[2] == what[:, 2])[refers & (what[:, 2] != IGNORED)].float().mean()
+    found = read_accuracies(towers.text_heads, text.hidden_states[-2], captions)
     text_embeds = F.normalize(towers.clip.text_projection(text.pooler_output), dim=-1)
     vision = towers.clip.vision_model(pixel_values=pictures)
     image_embeds = F.normalize(towers.clip.visual_projection(vision.pooler_output), dim=-1)
     recall = ((text_embeds @ image_embeds.T).argmax(1) == torch.arange(count)).float().mean()
-    names = zip(("place", "kind", "colour"), shares, strict=True)
-    return f"{' '.join(f'{n} {s:.3f}' for n, s in names)} referred colour {resolved:.3f} R@1 {recall:.3f}"
-
-
-def sentence_at(caption: Caption, token: int) -> int:
-    """Index of the sentence that holds a token."""
-    return next(index for index, (start, end) in enumerate(caption.token_spans) if start <= token < end)
+    return " ".join(f"{name} {share:.3f}" for name, share in {**found, "R@1": recall}.items())
 
 
 def load_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:

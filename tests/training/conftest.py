@@ -1,0 +1,65 @@
+"""Tiny CLIPs with the real vocabulary, and captions of known sentences."""
+
+import random
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
+
+from tulip_diffusion.tokenization import load_tokenizer
+
+COLORS = ("red", "blue", "green", "yellow", "black", "white")
+THINGS = ("boat", "tulip", "house", "dog", "lamp", "chair", "tree", "clock")
+PLACES = ("left", "right", "top", "bottom", "centre")
+
+
+def sentence(generator: random.Random) -> str:
+    color, thing, place = generator.choice(COLORS), generator.choice(THINGS), generator.choice(PLACES)
+    return f"A {color} {thing} stands near the {place} of the picture."
+
+
+def make_caption(number: int, sentences: int) -> str:
+    generator = random.Random(number)
+    return " ".join(sentence(generator) for _ in range(sentences))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer(max_length=248)
+
+
+def tiny_text_config(**changes) -> dict:
+    return {
+        "vocab_size": 49408,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+        "max_position_embeddings": 77,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+        "initializer_factor": 3.0,
+    } | changes
+
+
+@pytest.fixture
+def teacher():
+    torch.manual_seed(0)
+    return CLIPTextModelWithProjection(CLIPTextConfig(**tiny_text_config())).eval()
+
+
+@pytest.fixture
+def clip():
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    config = CLIPConfig(text_config=tiny_text_config(), vision_config=vision, projection_dim=16)
+    return CLIPModel(config).eval()

@@ -1,0 +1,205 @@
+"""Cutting captions for student and teacher: whole sentences, token by token accountable.
+
+The student reads a caption whole. The teacher has only `window` tokens (77), so beyond them it reads *sub-captions*:
+some of the sentences, in their order, after a BOS. Everything is made of one tokenization of the caption, so a token
+of a sub-caption and its place in the caption always agree.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+MOST_MOVING_CANDIDATES = 3  # partitions that the most-moving choice picks from
+
+
+@dataclass(frozen=True)
+class TokenizedCaption:
+    """Token ids of a caption's sentences, without BOS and EOS."""
+
+    sentences: list[list[int]]
+
+    @property
+    def ids(self) -> list[int]:
+        return [token for sentence in self.sentences for token in sentence]
+
+    @property
+    def places(self) -> list[int]:
+        """Where each sentence starts in the caption, whose BOS is at 0."""
+        starts = [1]
+        for sentence in self.sentences:
+            starts.append(starts[-1] + len(sentence))
+        return starts[:-1]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`count` tokens that stand at `start` in a sub-caption and at `place` in the whole caption."""
+
+    start: int
+    place: int
+    count: int
+
+
+@dataclass(frozen=True)
+class SubCaption:
+    """What the teacher reads, (BOS, tokens, EOS), and which of its tokens the student is held to."""
+
+    input_ids: list[int]
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class CutCaption:
+    """One caption as a training step sees it."""
+
+    short_ids: list[int]  # at most `window` tokens, read by both
+    long_ids: list[int]  # at most `length` tokens, read by the student
+    sub_captions: list[SubCaption] = field(default_factory=list)  # read by the teacher; empty if all fits its window
+
+
+def split_sentences(caption: str) -> list[str]:
+    """Sentences of `caption`, cut at white space after a full stop, an exclamation or a question mark."""
+    return [sentence for sentence in SENTENCE_END.split(caption.strip()) if sentence]
+
+
+def tokenize_sentences(caption: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenizedCaption:
+    """Tokenize `caption` sentence by sentence, as many whole sentences as fit into `limit` tokens.
+
+    CLIP's BPE never joins words, so the sentences' ids are those of the caption; where a tokenizer does see them
+    differently, the caption stays in one piece. A first sentence that is too long by itself is cut.
+    """
+    texts = split_sentences(caption)
+    whole, *sentences = tokenizer([caption, *texts], add_special_tokens=False, verbose=False).input_ids
+    if [token for sentence in sentences for token in sentence] != whole:
+        sentences = [whole]
+    kept: list[list[int]] = []
+    room = limit
+    for sentence in filter(None, sentences):
+        if len(sentence) > room:
+            break
+        kept.append(sentence)
+        room -= len(sentence)
+    return TokenizedCaption(kept or [whole[:limit]])
+
+
+def partition(order: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Cut the sentence numbers `order` into groups that fit into `room` tokens, each group back in reading order."""
+    groups: list[list[int]] = [[]]
+    used = 0
+    for sentence in order:
+        if groups[-1] and used + lengths[sentence] > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(sentence)
+        used += lengths[sentence]
+    return [sorted(group) for group in groups if group]
+
+
+class CaptionCutter:
+    """Cuts captions; the same caption, number and draw always give the same cut, in any process.
+
+    Args:
+        tokenizer: gives ids without special tokens, and knows `bos_token_id` and `eos_token_id`.
+        length: tokens that the student reads at most, with BOS and EOS.
+        window: tokens that the teacher can read, with BOS and EOS.
+        short: what the short text is: "prefix" (whole sentences from the start, half of the time as many as fit, else
+            fewer), "cut" (cut anywhere at `window`, as published), "first-sentence" (the text before the first full
+            stop) or "random-subset" (random sentences, the first left out).
+        sub_captions: "subsets", "windows", "both" or "none".
+        candidates: how many times every far sentence is covered by subsets, to choose from.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        window: int = 77,
+        short: str = "prefix",
+        sub_captions: str = "subsets",
+        candidates: int = 1,
+        seed: int = 0,
+    ):
+        if length < window:
+            raise ValueError(f"length must be at least the teacher's window of {window} tokens, got {length}.")
+        self.tokenizer = tokenizer
+        self.length = length
+        self.window = window
+        self.short = short
+        self.sub_captions = sub_captions
+        self.candidates = candidates
+        self.seed = seed
+
+    def __call__(self, caption: str, index: int, draw: int = 0) -> CutCaption:
+        generator = random.Random(f"{self.seed}-{index}-{draw}")  # strings seed alike on every machine
+        tokenized = tokenize_sentences(caption, self.tokenizer, self.length - 2)
+        return CutCaption(
+            short_ids=self.enclose(self.short_tokens(caption, tokenized, generator)[: self.window - 2]),
+            long_ids=self.enclose(tokenized.ids),
+            sub_captions=self.cut_far(tokenized, generator) if self.sub_captions != "none" else [],
+        )
+
+    def enclose(self, ids: list[int]) -> list[int]:
+        return [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
+
+    def near_sentences(self, tokenized: TokenizedCaption) -> int:
+        """How many sentences from the start fit into the window; the first counts even if it is cut there."""
+        ends = [place + len(ids) for place, ids in zip(tokenized.places, tokenized.sentences, strict=True)]
+        return max(1, sum(end <= self.window - 1 for end in ends))
+
+    def short_tokens(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
+        if self.short == "cut":
+            return self.tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
+        if self.short == "first-sentence":
+            return self.tokenizer(caption.split(".")[0], add_special_tokens=False, verbose=False).input_ids
+        sentences = tokenized.sentences
+        if self.short == "prefix":
+            fitting = self.near_sentences(tokenized)
+            chosen = list(range(fitting if generator.random() < 0.5 else generator.randint(1, fitting)))
+        else:
+            others = list(range(1, len(sentences))) or [0]
+            generator.shuffle(others)
+            chosen = partition(others, [len(ids) for ids in sentences], self.window - 2)[0]
+        return [token for sentence in chosen for token in sentences[sentence]]
+
+    def cut_far(self, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:
+        """Sub-captions of a caption that is longer than the window: its prefix, then those that cover the rest.
+
+        Sentences inside the prefix window are matched there alone, where the teacher has all that precedes them; in
+        the other sub-captions they are context.
+        """
+        near, count = self.near_sentences(tokenized), len(tokenized.sentences)
+        if near == count:
+            return []
+        groups: list[list[int]] = []
+        lengths = [len(ids) for ids in tokenized.sentences]
+        if self.sub_captions in ("windows", "both"):
+            groups += self.windows(near, lengths, generator)
+        if self.sub_captions in ("subsets", "both"):
+            for _ in range(self.candidates):
+                order = generator.sample(range(count), count)
+                groups += partition(order, lengths, self.window - 2)
+        far = range(near, count)
+        cuts = [self.sub_caption(tokenized, group, [s for s in group if s in far]) for group in groups]
+        prefix = list(range(near))
+        return [self.sub_caption(tokenized, prefix, prefix), *(cut for cut in cuts if cut.pieces)]
+
+    def windows(self, near: int, lengths: list[int], generator: random.Random) -> list[list[int]]:
+        """Neighbouring sentences after the first `near`, cut at random places: the first window may be shorter."""
+        far = list(range(near, len(lengths)))
+        first = generator.randint(1, len(far))
+        room = self.window - 2
+        return partition(far[:first], lengths, room) + partition(far[first:], lengths, room)
+
+    def sub_caption(self, tokenized: TokenizedCaption, group: list[int], matched: list[int]) -> SubCaption:
+        ids: list[int] = []
+        pieces = []
+        for sentence in group:
+            tokens = tokenized.sentences[sentence][: self.window - 2 - len(ids)]
+            if sentence in matched and tokens:
+                pieces.append(Piece(start=1 + len(ids), place=tokenized.places[sentence], count=len(tokens)))
+            ids += tokens
+        return SubCaption(self.enclose(ids), pieces)

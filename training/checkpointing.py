@@ -1,0 +1,92 @@
+"""Checkpoints that are whole or absent, and a way to stop between two steps."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+logger = get_logger(__name__)
+
+STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Finished checkpoints, the oldest first."""
+    folders = [path for path in (output_dir / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, progress: dict, keep_last: int) -> None:
+    """Save everything that `load_checkpoint` needs to go on bit for bit, then drop the oldest.
+
+    It is written under a temporary name and renamed once complete, so a killed run leaves no half checkpoint.
+    """
+    folder = output_dir / "checkpoints" / f"step-{step:08d}"
+    unfinished = folder.with_name(f"unfinished-{step:08d}")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (unfinished / "progress.json").write_text(json.dumps({"step": step, **progress}))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(unfinished, folder)
+        for old in checkpoints(output_dir)[:-keep_last]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, output_dir: Path, resume: str) -> dict:
+    """Load the checkpoint that `resume` names, and return its progress: {"step": 0} where there is none.
+
+    Raises:
+        FileNotFoundError: `resume` is a folder without a checkpoint.
+    """
+    if resume == "none":
+        return {"step": 0}
+    if resume == "auto":
+        found = checkpoints(output_dir)
+        if not found:
+            return {"step": 0}
+        folder = found[-1]
+    else:
+        folder = Path(resume)
+    if not (folder / "progress.json").exists():
+        raise FileNotFoundError(f"There is no checkpoint in {folder}. Use --resume auto to take the newest one.")
+    accelerator.load_state(str(folder))
+    logger.info("Resumed from %s", folder)
+    return json.loads((folder / "progress.json").read_text())
+
+
+class StopSignal:
+    """Notices SIGTERM, so that the loop can save before it goes. Signals reach the main thread alone."""
+
+    def __enter__(self) -> "StopSignal":
+        self.received = False
+        self.in_main_thread = threading.current_thread() is threading.main_thread()
+        if self.in_main_thread:
+            self.previous = signal.signal(signal.SIGTERM, self.note)
+        return self
+
+    def note(self, signum, frame) -> None:
+        self.received = True
+
+    def __exit__(self, *exception) -> None:
+        if self.in_main_thread:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was told to stop; all of them get the same answer."""
+        if accelerator.num_processes == 1:
+            return self.received
+        received = torch.tensor(float(self.received), device=accelerator.device)
+        return accelerator.reduce(received, reduction="sum").item() > 0

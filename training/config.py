@@ -1,0 +1,159 @@
+"""What every stage can be told: dataclasses that the command line turns into flags.
+
+`Sources` names files and is for the command line alone; the stages themselves take models and captions as objects.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def option(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class Sources:
+    """Where a stage's models and captions come from."""
+
+    teacher: str | None = option(None, "CLIP model to learn from: a folder, a file or a Hub id. Required.")
+    student: str | None = option(None, "Text encoder to go on from, for instance stage 1's output folder.")
+    data: str | None = option(
+        None, "Captions: a .json, .csv, .tsv, .jsonl or .tar file, a folder, a Hub id. Required."
+    )
+    data_format: Literal["auto", "sharegpt4v", "csv", "jsonl", "webdataset", "datasets"] = option(
+        "auto", "How --data is written; auto goes by its name."
+    )
+    data_split: str = option("train", "Split to read where --data is a Hugging Face data set.")
+    image_root: str | None = option(None, "Folder that image paths are relative to; the data file's own by default.")
+    max_bad_share: float = option(0.05, "Share of rows that may be unusable before the run stops, 0 to 1.")
+    tokenizer: str | None = option(None, "Tokenizer folder; CLIP's own vocabulary by default.")
+
+
+@dataclass(kw_only=True)
+class LoopArguments:
+    """What the training loop needs, whichever stage it runs."""
+
+    output_dir: str = field(metadata={"help": "Folder for the encoder, its checkpoints and its figures."})
+    steps: int | None = option(None, "Optimiser steps to take; overrides --epochs.")
+    epochs: float = option(1.0, "Passes over the captions, where --steps is not given.")
+    batch_size: int = option(640, "Captions per optimiser step, over all processes together.")
+    chunk_size: int | None = option(
+        None, "Captions that one process runs through the model at once; the result is that of the whole batch."
+    )
+    learning_rate: float = option(5e-4, "Peak learning rate of AdamW.")
+    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only.")
+    adam_beta1: float = option(0.9, "AdamW's first moment decay.")
+    adam_beta2: float = option(0.98, "AdamW's second moment decay.")
+    adam_epsilon: float = option(1e-6, "AdamW's epsilon.")
+    warmup_steps: int = option(1000, "Steps of linear warm-up before the cosine decay to 0.")
+    max_grad_norm: float | None = option(1.0, "Norm that gradients are clipped to; 'none' switches it off.")
+    ema_decay: float = option(0.0, "Decay of a moving average of the weights, which is then what is saved; 0 is off.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision; the weights stay in float32.")
+    attn: Literal["sdpa", "eager"] = option(
+        "sdpa", "Attention back end. In bf16 on a CPU eager can be much faster: measure yours."
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass, to save memory.")
+    seed: int = option(0, "Decides the order of the data and every random choice.")
+    num_workers: int = option(2, "Processes that read and tokenize data, for each training process.")
+    save_every: int = option(1000, "Steps between checkpoints.")
+    keep_last: int = option(2, "Checkpoints to keep.")
+    resume: str = option("none", "'auto' goes on from the newest checkpoint, a folder from that one; 'none' does not.")
+    log_every: int = option(1, "Steps between lines of metrics.jsonl.")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", "Experiment tracker.")
+
+    def __post_init__(self):
+        for name in ("batch_size", "save_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        for name in ("learning_rate", "weight_decay", "warmup_steps", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+
+
+@dataclass(kw_only=True)
+class CaptionArguments:
+    """How captions are cut for student and teacher."""
+
+    length: int = option(248, "Tokens of a caption that the student reads at most, BOS and EOS included.")
+    pad: Literal["eos", "zero"] = option(
+        "eos", "Padding of short texts: eos for SDXL's first encoder, zero for its second."
+    )
+    sub_captions: Literal["subsets", "windows", "both"] = option(
+        "subsets", "What the teacher reads of the part beyond its window: random sentences, or neighbouring ones."
+    )
+    subset_choice: Literal["random", "most-moving"] = option(
+        "random", "Which subset supervises a sentence: a random one, or that which moves its states most."
+    )
+    subset_draws: int = option(4, "Different cuts of one caption that successive epochs go through.")
+
+
+@dataclass(kw_only=True)
+class DistillArguments(LoopArguments, CaptionArguments):
+    """Stage 1, relative position distillation."""
+
+    objective: Literal["default", "paper"] = option(
+        "default", "default also matches the penultimate token states that SDXL reads; paper the pooled state alone."
+    )
+    pooled_loss: Literal["cosine", "l2", "mse"] = option("cosine", "Distance between pooled states.")
+    hidden_weight: float = option(1.0, "Weight of the per-token term of the default objective.")
+    position_encoding: Literal["rope", "cope"] = option("rope", "Positions of a new student.")
+    freeze_token_embedding: bool = option(True, "Keep the teacher's token table, and textual inversions valid.")
+    teacher_cache: str = option(
+        "auto", "Folder for the teacher's outputs, computed once; 'auto' is in the output folder, 'off' recomputes."
+    )
+    teacher_cache_dtype: Literal["float16", "bfloat16"] = option("float16", "Precision of cached outputs.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.subset_draws < 1:
+            raise ValueError(f"subset_draws must be 1 or more, got {self.subset_draws}.")
+
+
+@dataclass(kw_only=True)
+class ContrastiveArguments(LoopArguments):
+    """What the contrastive stages share."""
+
+    learning_rate: float = option(1e-5, "Peak learning rate of AdamW.")
+    batch_size: int = option(1280, "Image-caption pairs per optimiser step, over all processes together.")
+    train: Literal["both", "text", "image"] = option("both", "Towers to train.")
+    label_smoothing: float = option(0.0, "Label smoothing of the contrastive loss.")
+
+
+@dataclass(kw_only=True)
+class ExpandArguments(ContrastiveArguments, CaptionArguments):
+    """Stage 2, relative position expansion."""
+
+    short_weight: float = option(0.2, "Weight lambda of the short captions' loss; the long ones' is 1 - lambda.")
+    short_captions: Literal["first-sentence", "random-subset"] = option(
+        "first-sentence", "Short captions: the text before the first '.', or random sentences without the first."
+    )
+    hard_negative_margin: float = option(0.0, "Margin gamma by which similar texts count as harder negatives.")
+    anchor_weight: float = option(1.0, "Weight of stage 1's per-token term, which keeps what SDXL reads; 0 is off.")
+    ntk_alpha: float = option(8.0, "alpha of the NTK-aware RoPE.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.short_weight <= 1:
+            raise ValueError(f"short_weight must be between 0 and 1, got {self.short_weight}.")
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(ContrastiveArguments):
+    """Fine-tuned CLIP: the plain baseline at 77 tokens, or the strong one with stretched positions."""
+
+    stretch: bool = option(False, "Stretch the position table four times, so that 248 tokens fit.")
+
+
+@dataclass(kw_only=True)
+class LongCLIPArguments(ContrastiveArguments):
+    """Long-CLIP: stretched positions, and short captions matched with images' primary components."""
+
+    learning_rate: float = option(1e-6, "Peak learning rate of AdamW.")
+    weight_decay: float = option(0.01, "AdamW's weight decay, on matrices only.")
+    warmup_steps: int = option(200, "Steps of linear warm-up before the cosine decay to 0.")
+    batch_size: int = option(2048, "Image-caption pairs per optimiser step, over all processes together.")
+    label_smoothing: float = option(0.1, "Label smoothing of the contrastive loss.")
+    components: int = option(32, "Principal components that short captions' images are rebuilt from.")
+    short_weight: float = option(1.0, "Weight of the short captions' loss.")

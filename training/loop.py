@@ -1,0 +1,276 @@
+"""The one loop that every stage runs in, on accelerate: one CPU, many GPUs, FSDP or DeepSpeed alike."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.logging import get_logger
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, send_to_device
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from tulip_diffusion.data import CaptionData, ShuffledChunks, SkippedRows
+
+from .checkpointing import StopSignal, load_checkpoint, save_checkpoint
+from .config import LoopArguments
+
+logger = get_logger(__name__)
+
+Figures = dict[str, Tensor]
+
+
+class Stage:
+    """What a stage gives the loop.
+
+    `module` holds everything that trains and is called through its own `forward` alone, because that is where DDP and
+    FSDP average gradients. Items of `rows` are found by (row, epoch), and `collate` makes a chunk of them.
+    """
+
+    name: str
+    module: nn.Module
+    data: CaptionData
+    rows: Dataset
+
+    def collate(self, items: Sequence[Any]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def begin(self, accelerator: Accelerator) -> None:
+        """Once, before the first step: move what is not in `module` to the device, fill caches."""
+
+    def prepare(self, module: nn.Module, chunks: list[dict], accelerator: Accelerator) -> list[dict]:
+        """Before the backward passes of a step: what the chunks have to know of each other."""
+        return chunks
+
+    def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
+        """A chunk's loss; the step minimises the mean over its chunks and over the processes."""
+        raise NotImplementedError
+
+    def after_step(self, module: nn.Module) -> None:
+        """After each optimiser step, with `module` unwrapped."""
+
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Write the product into `folder`; `weights` is the module's state. Returns what run.json should say."""
+        raise NotImplementedError
+
+
+def build_accelerator(arguments: LoopArguments) -> Accelerator:
+    """An accelerator that accumulates over the chunks of one step."""
+    AcceleratorState._reset_state()  # an earlier stage in this process may have had another precision
+    chunks = ShuffledChunks(
+        arguments.batch_size, arguments.batch_size, arguments.chunk_size, processes=PartialState().num_processes
+    )
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=chunks.chunks_per_step, sync_with_dataloader=False
+        ),
+        log_with=None if arguments.report_to == "none" else arguments.report_to,
+        project_config=ProjectConfiguration(project_dir=arguments.output_dir),
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it asks, because the loader is not prepared
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = chunks.chunk_size
+    return accelerator
+
+
+def total_steps(arguments: LoopArguments, rows: int) -> int:
+    """Steps of the run: `arguments.steps`, or as many as the epochs hold."""
+    if arguments.steps is not None:
+        return arguments.steps
+    return math.ceil(arguments.epochs * (rows // arguments.batch_size))
+
+
+def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
+    """Linear warm-up over `warmup` steps, then half a cosine down to 0 at `total`. Steps count from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def build_optimizer(module: nn.Module, arguments: LoopArguments) -> torch.optim.AdamW:
+    """AdamW over what trains; norms, biases and the logit scale do not decay."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": arguments.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=arguments.learning_rate,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        eps=arguments.adam_epsilon,
+    )
+
+
+def build_loader(stage: Stage, arguments: LoopArguments, accelerator: Accelerator, first: int, total: int):
+    chunks = ShuffledChunks(
+        len(stage.data),
+        arguments.batch_size,
+        arguments.chunk_size,
+        steps=total,
+        first_step=first,
+        seed=arguments.seed,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    loader = DataLoader(
+        stage.rows,
+        batch_sampler=chunks,
+        collate_fn=stage.collate,
+        num_workers=arguments.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator().manual_seed(arguments.seed),  # else starting it would draw from the global state
+    )
+    return loader, chunks.chunks_per_step
+
+
+class Training:
+    """One run: a stage, its arguments, and the state that changes from step to step."""
+
+    def __init__(self, stage: Stage, arguments: LoopArguments, accelerator: Accelerator):
+        self.stage, self.arguments, self.accelerator = stage, arguments, accelerator
+        self.output_dir = Path(arguments.output_dir)
+        self.total = total_steps(arguments, len(stage.data))
+        self.module, self.optimizer = accelerator.prepare(stage.module, build_optimizer(stage.module, arguments))
+        self.ema = self.build_ema()
+        self.seen = 0  # captions that this process trained on
+        self.skipped = SkippedRows(stage.data.skipped.max_share)  # images that could not be opened on the way
+
+    def build_ema(self) -> EMAModel | None:
+        if not self.arguments.ema_decay:
+            return None
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("ema_decay needs whole weights on every process, which FSDP and DeepSpeed do not keep.")
+        parameters = self.accelerator.unwrap_model(self.module).parameters()
+        ema = EMAModel(parameters, decay=self.arguments.ema_decay)
+        ema.to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(ema)
+        return ema
+
+    def run(self) -> dict[str, float]:
+        """Train from the checkpoint or the start to the last step; returns the last step's figures.
+
+        SIGTERM saves a checkpoint and ends the process with status 0.
+        """
+        accelerator, arguments = self.accelerator, self.arguments
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        progress = load_checkpoint(accelerator, self.output_dir, arguments.resume)
+        first = progress["step"]
+        self.seen, self.skipped.skipped = progress.get("seen", 0), progress.get("skipped", 0)
+        self.keep_history(first)
+        loader, per_step = build_loader(self.stage, arguments, accelerator, first, self.total)
+        chunks, figures = iter(loader), progress.get("figures", {})
+        bar = tqdm(total=self.total, initial=first, desc=self.stage.name, disable=not accelerator.is_main_process)
+        with StopSignal() as stop, bar:
+            for step in range(first, self.total):
+                started = time.perf_counter()
+                batch = [self.receive(next(chunks)) for _ in range(per_step)]
+                figures = self.step(step, batch)
+                self.report(step, figures, batch, time.perf_counter() - started, bar)
+                done, stopped = step + 1, stop.agreed(accelerator)
+                if stopped or done % arguments.save_every == 0 or done == self.total:
+                    progress = {"seen": self.seen, "skipped": self.skipped.skipped, "figures": figures}
+                    save_checkpoint(accelerator, self.output_dir, done, progress, arguments.keep_last)
+                if stopped and done < self.total:
+                    logger.info("Stopped at step %d on SIGTERM; --resume auto goes on from there.", done)
+                    raise SystemExit(0)
+        self.skipped.check(self.seen + self.skipped.skipped)
+        return figures
+
+    def receive(self, chunk: dict[str, Any]) -> dict[str, Any]:
+        """A chunk on the device, with the bad rows that its workers met counted."""
+        for name, reason in chunk.pop("bad_rows", []):
+            self.skipped.add(name, reason)
+        self.seen += chunk["captions"]
+        self.skipped.check(self.seen + self.skipped.skipped, final=False)
+        return send_to_device(chunk, self.accelerator.device, non_blocking=True)
+
+    def step(self, step: int, batch: list[dict]) -> dict[str, float]:
+        """One optimiser step; returns its figures, averaged over chunks and processes."""
+        accelerator, arguments = self.accelerator, self.arguments
+        rate = learning_rate(step, arguments.learning_rate, arguments.warmup_steps, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = {}
+        for chunk in self.stage.prepare(self.module, batch, accelerator):
+            with accelerator.accumulate(self.module):
+                loss, figures = self.stage.loss(self.module, chunk, accelerator)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and arguments.max_grad_norm is not None:
+                    norm = accelerator.clip_grad_norm_(self.module.parameters(), arguments.max_grad_norm)
+                    sums["grad_norm"] = norm * len(batch)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0) + value.detach()
+        unwrapped = accelerator.unwrap_model(self.module)
+        self.stage.after_step(unwrapped)
+        if self.ema is not None:
+            self.ema.step(unwrapped.parameters())
+        return {"learning_rate": rate, **self.average(sums, len(batch))}
+
+    def average(self, sums: dict[str, Tensor], chunks: int) -> dict[str, float]:
+        values = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in sums.values()])
+        means = self.accelerator.reduce(values / chunks, reduction="mean")
+        return dict(zip(sums, means.tolist(), strict=True))
+
+    def keep_history(self, first: int) -> None:
+        """Drop what metrics.jsonl says of steps that will be taken again."""
+        path = self.output_dir / "metrics.jsonl"
+        if not self.accelerator.is_main_process:
+            return
+        lines = path.read_text().splitlines() if first and path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+
+    def report(self, step: int, figures: dict[str, float], batch: list[dict], seconds: float, bar: tqdm) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        processes = self.accelerator.num_processes
+        captions = sum(chunk["captions"] for chunk in batch) * processes
+        tokens = sum(chunk["tokens"] for chunk in batch) * processes
+        images = "images" if self.stage.data.images is not None else "captions"
+        speed = {f"{images}/s": f"{captions / seconds:.1f}", "tokens/s": f"{tokens / seconds:.0f}"}
+        bar.update()
+        bar.set_postfix({"loss": f"{figures['loss']:.4f}", **speed}, refresh=False)
+        if (step + 1) % self.arguments.log_every == 0 or step + 1 == self.total:
+            with (self.output_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step + 1, **figures}) + "\n")
+            self.accelerator.log(figures, step=step + 1)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The module's whole state, of the moving average where there is one. Call it on every process."""
+        if self.ema is not None:
+            self.ema.copy_to(self.accelerator.unwrap_model(self.module).parameters())
+        return self.accelerator.get_state_dict(self.module)
+
+
+def run_stage(stage: Stage, arguments: LoopArguments, accelerator: Accelerator | None = None) -> dict[str, float]:
+    """Train `stage` and write its product to `arguments.output_dir`. Returns the last step's figures."""
+    from .product import write_product
+
+    accelerator = accelerator or build_accelerator(arguments)
+    if arguments.report_to != "none":
+        plain = {k: v for k, v in asdict(arguments).items() if isinstance(v, int | float | str | bool)}
+        accelerator.init_trackers("tulip-diffusion", config=plain)
+    stage.begin(accelerator)
+    training = Training(stage, arguments, accelerator)
+    figures = training.run()
+    weights = training.weights()
+    if accelerator.is_main_process:
+        write_product(stage, arguments, weights, figures)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return figures

@@ -1,0 +1,99 @@
+"""The folder that a finished run leaves: an encoder that pipelines load, what made it, and a card for people."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .config import LoopArguments
+
+if TYPE_CHECKING:
+    from .loop import Stage
+
+CARD = """---
+library_name: diffusers
+tags: [tulip, clip, text-encoder, stable-diffusion-xl, long-prompts]
+---
+
+# A text encoder trained with `tulip-diffusion train {stage}`
+
+Made from {rows} captions in {steps}, {batch_size} a step. `run.json` holds every flag and the last figures:
+
+| figure | value |
+|---|---|
+{figures}
+
+{use}
+"""
+
+USE_TULIP = """```python
+from tulip_diffusion import TulipTextModel
+
+text_encoder = TulipTextModel.from_pretrained("this folder")  # for SDXL's first slot
+```"""
+USE_CLIP = """```python
+from transformers import CLIPTextModelWithProjection
+
+text_encoder = CLIPTextModelWithProjection.from_pretrained("this folder")
+```"""
+
+
+def source_commit() -> str | None:
+    """Commit of the checkout that this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe_run(stage: "Stage", arguments: LoopArguments, figures: dict[str, float]) -> dict[str, Any]:
+    from tulip_diffusion import __version__
+
+    return {
+        "stage": stage.name,
+        "arguments": asdict(arguments),
+        "data": {"rows": len(stage.data), "skipped": stage.data.skipped.skipped, "named": stage.data.skipped.reasons},
+        "figures": figures,
+        "version": __version__,
+        "commit": source_commit(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def write_product(stage: "Stage", arguments: LoopArguments, weights: dict[str, Tensor], figures: dict) -> None:
+    """Write encoder, run.json and README.md to `arguments.output_dir`, each file whole or not at all."""
+    output_dir = Path(arguments.output_dir)
+    unfinished = output_dir / "unfinished-product"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    run = describe_run(stage, arguments, figures) | stage.save(unfinished, weights)
+    (unfinished / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
+    (unfinished / "README.md").write_text(model_card(run, arguments))
+    for path in sorted(unfinished.rglob("*")):
+        if path.is_file():
+            target = output_dir / path.relative_to(unfinished)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    shutil.rmtree(unfinished)
+
+
+def model_card(run: dict[str, Any], arguments: LoopArguments) -> str:
+    figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in run["figures"].items())
+    steps = f"{arguments.steps} steps" if arguments.steps is not None else f"{arguments.epochs:g} epochs"
+    return CARD.format(
+        stage=run["stage"],
+        rows=run["data"]["rows"],
+        steps=steps,
+        batch_size=arguments.batch_size,
+        figures=figures,
+        use=USE_CLIP if run["stage"] in ("finetune-clip", "longclip") else USE_TULIP,
+    )

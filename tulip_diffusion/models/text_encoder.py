@@ -33,6 +33,7 @@ from transformers.models.clip.modeling_clip import (
     CLIPTextModelOutput,
     eager_attention_forward,
 )
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .cope import ContextualPositions
 from .rotary import rotary_cos_sin, rotate
@@ -87,8 +88,8 @@ class TulipTextConfig(CLIPTextConfig):
                 raise ValueError(f"rope_parameters[{key!r}] must be a positive number, got {value!r}.")
         if rope_type == "ntk" and self.rope_parameters["length"] < self.rope_parameters["base_length"]:
             raise ValueError(
-                f"NTK scaling lengthens: rope_parameters['length'] ({self.rope_parameters['length']}) must be at least "
-                f"rope_parameters['base_length'] ({self.rope_parameters['base_length']})."
+                f"NTK scaling lengthens: rope_parameters['length'] ({self.rope_parameters['length']}) must be at "
+                f"least rope_parameters['base_length'] ({self.rope_parameters['base_length']})."
             )
         if self.position_encoding == "rope" and (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
@@ -174,6 +175,19 @@ class TulipPreTrainedModel(CLIPPreTrainedModel):
     input_modalities = ("text",)
     _no_split_modules = ["TulipTextEmbeddings", "TulipEncoderLayer"]
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers', with weights on the CPU moved to aligned addresses: a reloaded model repeats its bits.
+
+        Tensors used in place from a file start at odd addresses, where matrix products round differently.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and type(parameter) is nn.Parameter and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -217,6 +231,7 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
             min(CLIP_EOS_TOKEN_ID, config.vocab_size - 1) if config.eos_token_id == 2 else config.eos_token_id
         )
         self.post_init()
+        maybe_install_capturing_hooks(self)  # transformers waits for the first use, which torch.compile cannot trace
 
     def forward(
         self,

@@ -1,0 +1,63 @@
+"""The model family that comes with the package: real classes, small sizes, no download.
+
+SDXL's architecture on pictures of 64 × 64 pixels, trained from scratch on the world of `tulip_diffusion.scenes` by
+`training/runs/embedded.sh`. Its UNet never saw more than 77 tokens; the encoders change, the UNet stays.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
+
+ASSETS = Path(__file__).parent / "assets"
+ENCODERS = {
+    "tulip": "RoPE in both slots, distilled on pooled and penultimate states, then expanded",
+    "clip": "the towers that the UNet was trained with: 77 tokens, the rest is cut off",
+    "longclip": "the towers with stretched positions, trained as Long-CLIP",
+    "clip-finetuned": "the towers with stretched positions, trained by plain contrast",
+    "tulip-paper": "RoPE in both slots, distilled on the pooled state alone as published, then expanded",
+}
+
+
+def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) -> "StableDiffusionXLTulipPipeline":
+    """A pipeline of the embedded family, ready to call, from the package's own files.
+
+    `encoder` is a key of `ENCODERS`; all of them share VAE, UNet and scheduler.
+
+    Raises:
+        ValueError: no such encoder.
+        FileNotFoundError: `assets` lacks the encoder's files.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}.")
+    folder = Path(assets) / "encoders" / encoder
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is missing: this installation came without the embedded family. Reinstall the package, or "
+            "train the family with training/runs/embedded.sh and pass its folder as `assets`."
+        )
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from tulip_diffusion.models.text_encoder import TulipTextModel, TulipTextModelWithProjection
+    from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
+
+    tulip = AutoConfig.from_pretrained(folder / "text_encoder").model_type == TulipTextModel.config_class.model_type
+    first, second = (
+        (TulipTextModel, TulipTextModelWithProjection) if tulip else (CLIPTextModel, CLIPTextModelWithProjection)
+    )
+    root = Path(assets)
+    exact = {"torch_dtype": torch.float32}  # stored in half precision, run in full: half is slow on a CPU
+    return StableDiffusionXLTulipPipeline(
+        vae=AutoencoderKL.from_pretrained(root / "vae", **exact),
+        text_encoder=first.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        text_encoder_2=second.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
+        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(root / "tokenizer_2"),
+        unet=UNet2DConditionModel.from_pretrained(root / "unet", **exact),
+        scheduler=DDIMScheduler.from_pretrained(root / "scheduler"),
+        add_watermarker=False,
+    )

@@ -1,0 +1,192 @@
+"""The commands `generate` and `compare`: prompts to pictures, with the embedded family or with real SDXL weights."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .embedded import ASSETS, ENCODERS, load_embedded_pipeline
+
+COMPARED = {"clip": "CLIP", "longclip": "Long-CLIP", "tulip": "TULIP"}
+EXAMPLE_SEED, EXAMPLE_TOKENS = 2_100_000_000, 300  # outside every split of `scenes.dataset`
+
+
+def register(subparsers: Any) -> None:
+    generate = subparsers.add_parser(
+        "generate",
+        help="turn prompts into pictures",
+        description="Turn a prompt of any length, or a file of prompts, into pictures. Without --model the small "
+        "family that comes with the package draws them, in seconds and without a download.",
+    )
+    generate.add_argument("prompt", nargs="?", help="the prompt; or use --file")
+    generate.add_argument("--file", type=Path, help="text file with one prompt in each line")
+    generate.add_argument("--out", type=Path, default=Path("outputs/picture.png"), help="PNG; numbered for several")
+    generate.set_defaults(run=run_generate)
+    compare = subparsers.add_parser(
+        "compare",
+        help="one prompt under CLIP, Long-CLIP and TULIP, side by side",
+        description="Draw one prompt with each text encoder, from the same noise, as one PNG. The prompt stands "
+        "below, coloured by what 77 and 248 tokens can hold. A prompt of the embedded family's world also gets the "
+        "share of its details that each picture shows. Without a prompt, an example of 300 tokens is drawn.",
+    )
+    compare.add_argument("prompt", nargs="?", help="the prompt; an example of the embedded family's world by default")
+    compare.add_argument("--out", type=Path, default=Path("outputs/compare.png"), help="PNG to write")
+    compare.set_defaults(run=run_compare)
+    for command in (generate, compare):
+        command.add_argument("--model", help="SDXL weights: a folder, a Hub id or a single file")
+        command.add_argument(
+            "--encoder",
+            help=f"text encoder: one of {', '.join(ENCODERS)}, or with --model any encoder file, folder or Hub id for "
+            "the first slot",
+        )
+        command.add_argument("--negative", help="what the picture should not show")
+        command.add_argument("--seed", type=int, default=0, help="the starting noise (default 0)")
+        command.add_argument("--steps", type=int, help="denoising steps (default 25, or 50 with --model)")
+        command.add_argument("--guidance", type=float, help="guidance scale (default 3, or 5 with --model)")
+        command.add_argument("--device", help="cpu, cuda, mps … (default: the best there is with --model, else cpu)")
+        command.add_argument("--assets", type=Path, help="folder of an embedded family trained by yourself")
+        command.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+
+def register_evaluation(subparsers: Any) -> None:
+    """`evaluate generation`, which stands here because it draws with the embedded family."""
+    from .evaluation.generation import add_arguments
+
+    parser = subparsers.add_parser(
+        "generation",
+        help="detail accuracy by token position, reference accuracy by distance",
+        description="Draw prompts of the embedded family's world and read the pictures exactly. Writes figures "
+        "(generation.json), plots and a contact sheet.",
+    )
+    add_arguments(parser)
+    parser.add_argument("--assets", type=Path, help="folder of an embedded family trained by yourself")
+    parser.set_defaults(run=run_evaluation)
+
+
+def run_evaluation(options: argparse.Namespace) -> None:
+    from .evaluation.generation import run
+
+    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets or ASSETS))
+
+
+def run_generate(options: argparse.Namespace) -> None:
+    prompts = read_prompts(options.prompt, options.file)
+    targets = targets_of(options.out, len(prompts))
+    refuse_existing(targets, options.overwrite)
+    pipeline = load_pipeline(options, options.encoder)
+    for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        save(draw(pipeline, prompt, options, options.seed + number), target)
+        print(target)
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from .strip import Panel, draw_strip, word_positions
+
+    refuse_existing([options.out], options.overwrite)
+    prompt = options.prompt or example_prompt()
+    panels = []
+    for encoder, title in compared(options).items():
+        pipeline = load_pipeline(options, encoder)
+        picture = draw(pipeline, prompt, options, options.seed)
+        panels.append(Panel(picture, title, "" if options.model else describe_hits(prompt, picture)))
+        print(f"{title}: {panels[-1].note}" if panels[-1].note else title)
+    words = word_positions(prompt, pipeline.tokenizer)
+    save(draw_strip(panels, words), options.out)
+    print(options.out)
+
+
+def compared(options: argparse.Namespace) -> dict[str | None, str]:
+    """Encoders to compare, with their titles: the embedded three, or a model's own and the one given for it."""
+    if options.model:
+        if not options.encoder:
+            raise ValueError("compare --model needs --encoder: the encoder to set beside the model's own.")
+        return {None: "the model's own encoder", options.encoder: options.encoder}
+    return {**COMPARED, **({options.encoder: options.encoder} if options.encoder else {})}
+
+
+def example_prompt() -> str:
+    """Sixteen things and some small talk: 300 tokens, more than Long-CLIP's 248."""
+    import numpy as np
+
+    from .scenes.grammar import write_caption
+    from .scenes.render import PLACES, random_scene
+
+    rng = np.random.default_rng(EXAMPLE_SEED)
+    return write_caption(rng, random_scene(rng, PLACES), tokens=EXAMPLE_TOKENS).text
+
+
+def describe_hits(prompt: str, picture: Any) -> str:
+    """How many of the prompt's details the picture shows, or "" for a prompt from beyond the world."""
+    from .scenes.grammar import parse_caption
+    from .scenes.oracle import read_scene
+
+    try:
+        claims = parse_caption(prompt).claims
+    except ValueError:
+        return ""
+    things = read_scene(picture).things
+    right = [things[claim.place] == claim.thing for claim in claims]
+    return f"{sum(right)} of {len(right)} details right ({sum(right) / len(right):.0%})"
+
+
+def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
+    """The prompt, or the lines of the file that are not empty.
+
+    Raises:
+        ValueError: both are given, or neither, or the file has no prompt.
+    """
+    if (prompt is None) == (file is None):
+        raise ValueError("Give either a prompt or --file, a text file with one prompt in each line.")
+    if file is None:
+        return [prompt or ""]
+    prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{file} holds no prompt: every line is empty.")
+    return prompts
+
+
+def targets_of(out: Path, count: int) -> list[Path]:
+    """`out` itself for one picture, `name-1.png`, `name-2.png` … for several."""
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
+
+
+def refuse_existing(targets: Sequence[Path], overwrite: bool) -> None:
+    existing = [str(target) for target in targets if target.exists()]
+    if existing and not overwrite:
+        raise FileExistsError(f"{existing[0]} exists. Pass --overwrite to replace it, or another --out.")
+
+
+def load_pipeline(options: argparse.Namespace, encoder: str | None) -> Any:
+    """The embedded family with one of its encoders, or a real model, its first encoder replaced where one is given."""
+    model, device = options.model, options.device
+    if model is None:
+        return load_embedded_pipeline(encoder or "tulip", options.assets or ASSETS).to(device or "cpu")
+    import torch
+
+    from .pipelines import StableDiffusionXLTulipPipeline
+
+    device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    single_file = Path(model).suffix in (".safetensors", ".ckpt")
+    pipeline_class = StableDiffusionXLTulipPipeline
+    load = pipeline_class.from_single_file if single_file else pipeline_class.from_pretrained
+    return load(model, tulip=encoder, torch_dtype=torch.float32 if device == "cpu" else torch.float16).to(device)
+
+
+def draw(pipeline: Any, prompt: str, options: argparse.Namespace, seed: int) -> Any:
+    import torch
+
+    return pipeline(
+        prompt=prompt,
+        negative_prompt=options.negative,
+        num_inference_steps=options.steps or (50 if options.model else 25),
+        guidance_scale=options.guidance or (5.0 if options.model else 3.0),
+        generator=torch.Generator("cpu").manual_seed(seed),
+    ).images[0]
+
+
+def save(picture: Any, target: Path) -> None:
+    """Write a PNG under a temporary name first, so that a file that is there is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".part")
+    picture.save(partial, format="PNG")
+    partial.replace(target)

@@ -1,0 +1,83 @@
+"""Independent statements of the published text towers, run straight from a state dict in OpenAI's names.
+
+One function for all of them, written from the papers and the layout alone: what the loaders are held against.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def causal_mask(tokens):
+    return torch.full((tokens, tokens), -math.inf).triu(1)
+
+
+def rotation(tokens, head_dim, theta):
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = torch.outer(torch.arange(tokens).float(), frequencies)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate_complex(heads, table):
+    """(batch, heads, tokens, head_dim): pairs (2i, 2i + 1) as complex numbers."""
+    pairs = torch.view_as_complex(heads.reshape(*heads.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * table).flatten(-2)
+
+
+def contextual(state, name, query, key, head_dim):
+    """CoPE: gates on masked logits, positions from the right, the table read between two rows."""
+    query = F.layer_norm(query, (head_dim,), state[f"{name}.q_ln.weight"], state[f"{name}.q_ln.bias"])
+    key = F.layer_norm(key, (head_dim,), state[f"{name}.k_ln.weight"], state[f"{name}.k_ln.bias"])
+    query = query * head_dim**-0.5
+    logits = query @ key.transpose(-1, -2) / math.sqrt(head_dim) + causal_mask(query.shape[-2])
+    table = state[f"{name}.cope.pos_emb"][0]
+    position = logits.sigmoid().flip(-1).cumsum(-1).flip(-1).clamp(max=table.shape[1] - 1)
+    low = position.floor()
+    rows = query @ table
+    at_low, at_high = rows.gather(-1, low.long()), rows.gather(-1, position.ceil().long())
+    return logits + at_low + (at_high - at_low) * (position - low)
+
+
+def text_tower(state, ids, heads, activation, theta=None, positions=None, eos=49407):
+    """Every hidden state (before each block, and after the last), and the pooled, projected embedding."""
+    hidden = state["token_embedding.weight"][ids]
+    if positions is not None:
+        hidden = hidden + positions[: ids.shape[1]]
+    batch, tokens, width = hidden.shape
+    head_dim = width // heads
+    states = [hidden]
+    layers = sum(key.endswith("attn.in_proj_weight") and key.startswith("transformer.") for key in state)
+    for layer in range(layers):
+        name = f"transformer.resblocks.{layer}"
+
+        def linear(part, inputs, name=name):
+            return F.linear(inputs, state[f"{name}.{part}.weight"], state[f"{name}.{part}.bias"])
+
+        def norm(part, inputs, name=name):
+            return F.layer_norm(inputs, (width,), state[f"{name}.{part}.weight"], state[f"{name}.{part}.bias"])
+
+        projected = F.linear(
+            norm("ln_1", hidden), state[f"{name}.attn.in_proj_weight"], state[f"{name}.attn.in_proj_bias"]
+        )
+        query, key, value = (
+            part.view(batch, tokens, heads, head_dim).transpose(1, 2) for part in projected.chunk(3, dim=-1)
+        )
+        if theta is not None:
+            table = rotation(tokens, head_dim, theta)
+            query, key = rotate_complex(query, table), rotate_complex(key, table)
+        if f"{name}.attn.cope.pos_emb" in state:
+            logits = contextual(state, f"{name}.attn", query, key, head_dim)
+        else:
+            logits = query @ key.transpose(-1, -2) * head_dim**-0.5 + causal_mask(tokens)
+        attended = (logits.softmax(-1) @ value).transpose(1, 2).reshape(batch, tokens, width)
+        hidden = hidden + linear("attn.out_proj", attended)
+        hidden = hidden + linear("mlp.c_proj", activation(linear("mlp.c_fc", norm("ln_2", hidden))))
+        states.append(hidden)
+    last = F.layer_norm(hidden, (width,), state["ln_final.weight"], state["ln_final.bias"])
+    pooled = last[torch.arange(batch), (ids == eos).int().argmax(-1)]
+    return states, pooled @ state["text_projection"]
+
+
+def quick_gelu(x):
+    return x * torch.sigmoid(1.702 * x)

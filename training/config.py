@@ -17,9 +17,7 @@ class Sources:
 
     teacher: str | None = option(None, "CLIP model to learn from: a folder, a file or a Hub id. Required.")
     student: str | None = option(None, "Text encoder to go on from, for instance stage 1's output folder.")
-    data: str | None = option(
-        None, "Captions: a .json, .csv, .tsv, .jsonl or .tar file, a folder, a Hub id. Required."
-    )
+    data: str | None = option(None, "Captions: a .json, .csv, .tsv, .jsonl or .tar file, a folder, a Hub id. Needed.")
     data_format: Literal["auto", "sharegpt4v", "csv", "jsonl", "webdataset", "datasets"] = option(
         "auto", "How --data is written; auto goes by its name."
     )
@@ -46,7 +44,7 @@ class LoopArguments:
     adam_beta2: float = option(0.98, "AdamW's second moment decay.")
     adam_epsilon: float = option(1e-6, "AdamW's epsilon.")
     warmup_steps: int = option(1000, "Steps of linear warm-up before the cosine decay to 0.")
-    max_grad_norm: float | None = option(1.0, "Norm that gradients are clipped to; 'none' switches it off.")
+    max_grad_norm: float = option(1.0, "Norm that gradients are clipped to; 0 does not clip.")
     ema_decay: float = option(0.0, "Decay of a moving average of the weights, which is then what is saved; 0 is off.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision; the weights stay in float32.")
     attn: Literal["sdpa", "eager"] = option(
@@ -78,7 +76,7 @@ class CaptionArguments:
 
     length: int = option(248, "Tokens of a caption that the student reads at most, BOS and EOS included.")
     pad: Literal["eos", "zero"] = option(
-        "eos", "Padding of short texts: eos for SDXL's first encoder, zero for its second."
+        "eos", "Padding of short texts: eos as SDXL's first encoder, zero as its second."
     )
     sub_captions: Literal["subsets", "windows", "both"] = option(
         "subsets", "What the teacher reads of the part beyond its window: random sentences, or neighbouring ones."

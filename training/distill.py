@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
 
 from .captions import MOST_MOVING_CANDIDATES, CaptionCutter, CutCaption
-from .config import DistillArguments, ExpandArguments
+from .config import DistillArguments, ExpandArguments, LoopArguments
 from .loop import Figures, Stage, build_accelerator, run_stage, total_steps
 from .losses import POOLED_LOSSES, aligned_token_error, relative_squared_error
 from .teacher import Batch, Targets, Teacher, long_batch, padding_id, short_batch, sub_caption_batch
@@ -77,13 +77,12 @@ def new_student(teacher: CLIPTextModelWithProjection, arguments: DistillArgument
     return copy.deepcopy(from_clip(teacher, **config))
 
 
-def prepare_student(student: nn.Module, attn: str, freeze_token_embedding: bool, checkpointing: bool) -> None:
-    """Master weights in float32, all of them trained, except perhaps the token table."""
-    student.float().requires_grad_(True).train()
-    student.set_attn_implementation(attn)  # type: ignore[operator]
-    student.get_input_embeddings().requires_grad_(not freeze_token_embedding)  # type: ignore[operator]
-    if checkpointing:
-        student.gradient_checkpointing_enable()  # type: ignore[operator]
+def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: bool = True) -> None:
+    """Put `tower` into training mode with master weights in float32, `trained` or frozen as a whole."""
+    tower.float().requires_grad_(trained).train()
+    tower.set_attn_implementation(arguments.attn)
+    if arguments.gradient_checkpointing:
+        tower.gradient_checkpointing_enable()
 
 
 def hidden_figures(states: TextStates, targets: Targets, batch: Batch) -> Figures:
@@ -134,9 +133,8 @@ class Distillation(Stage):
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
         self.paper = arguments.objective == "paper"
         self.student = student or new_student(teacher, arguments)
-        prepare_student(
-            self.student, arguments.attn, arguments.freeze_token_embedding, arguments.gradient_checkpointing
-        )
+        prepare_tower(self.student, arguments)
+        self.student.get_input_embeddings().requires_grad_(not arguments.freeze_token_embedding)
         teacher.set_attn_implementation(arguments.attn)
         self.teacher = Teacher(teacher, arguments.objective, arguments.subset_choice == "most-moving")
         self.module = StudentReader(self.student)

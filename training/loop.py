@@ -206,7 +206,7 @@ class Training:
             with accelerator.accumulate(self.module):
                 loss, figures = self.stage.loss(self.module, chunk, accelerator)
                 accelerator.backward(loss)
-                if accelerator.sync_gradients and arguments.max_grad_norm is not None:
+                if accelerator.sync_gradients and arguments.max_grad_norm:
                     norm = accelerator.clip_grad_norm_(self.module.parameters(), arguments.max_grad_norm)
                     sums["grad_norm"] = norm * len(batch)
                 self.optimizer.step()

@@ -11,6 +11,8 @@ from transformers import (
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.tokenization import load_tokenizer
 
+from .towers import ClipTowers
+
 
 def tokenizer(source: str | None, arguments) -> PreTrainedTokenizerBase:
     """The tokenizer in folder `source`, or CLIP's own, with the text cleaning that CLIP was trained with."""
@@ -23,8 +25,8 @@ def text_encoder(source: str) -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection.from_pretrained(source, dtype="float32")
 
 
-def clip(source: str) -> CLIPModel:
-    return CLIPModel.from_pretrained(source, dtype="float32")
+def clip(source: str) -> ClipTowers:
+    return ClipTowers.from_clip(CLIPModel.from_pretrained(source, dtype="float32"))
 
 
 def student(source: str | None) -> TulipTextModelWithProjection | None:

@@ -106,7 +106,8 @@ def open_teacher_cache(stage: "Distillation", epochs: float, accelerator: Accele
                 logger.warning("No room for the teacher cache; the teacher runs at every step.")
                 return None
             raise OSError(
-                f"{text}, but {free / 1e9:.1f} GB are free. Use fewer --subset-draws, another folder, or --teacher-cache off."
+                f"{text}, but {free / 1e9:.1f} GB are free. Use fewer --subset-draws, another folder, "
+                "or --teacher-cache off."
             )
         cache.fill(stage, accelerator)
     return cache

@@ -1,0 +1,92 @@
+"""What TULIP is compared with, in the same loop: CLIP fine-tuned on long captions, and Long-CLIP."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+from tulip_diffusion.data import CaptionData
+
+from .captions import CaptionCutter
+from .config import FinetuneArguments, LongCLIPArguments
+from .contrastive import ContrastiveStage, Features
+from .loop import Figures, build_accelerator, run_stage
+from .losses import contrastive_loss, primary_components
+from .teacher import long_batch, pad_ids
+from .towers import ClipTowers, Pair, pair_batch, stretch_positions
+
+LONGCLIP_KEPT_POSITIONS = 20
+
+
+class Finetuning(ContrastiveStage):
+    """CLIP on captions cut at its window, or with its positions stretched four times.
+
+    Run with stretched positions and in full float32 it is a far stronger baseline than the papers print.
+    """
+
+    name = "finetune-clip"
+    arguments: FinetuneArguments
+
+    def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
+        if arguments.stretch:
+            stretch_positions(towers.text)
+        window = towers.text.config.max_position_embeddings
+        cutter = CaptionCutter(tokenizer, window, window, short="cut", sub_captions="none", seed=arguments.seed)
+        super().__init__(towers.text, towers, tokenizer, data, cutter, arguments)
+
+    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        return pair_batch(pairs) | {"short_ids": pad_ids([pair.cut.short_ids for pair in pairs], self.pad_id)}
+
+    def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        loss = contrastive_loss(features["image"], features["short"], logit_scale, self.arguments.label_smoothing)
+        return loss, {}
+
+
+class LongClip(ContrastiveStage):
+    """Long-CLIP (arXiv:2403.15378): long captions match images, short ones their primary components.
+
+    The components are those of the whole batch, so that the result does not depend on how many processes share it.
+    """
+
+    name = "longclip"
+    arguments: LongCLIPArguments
+
+    def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
+        stretch_positions(towers.text, freeze=LONGCLIP_KEPT_POSITIONS, keep=LONGCLIP_KEPT_POSITIONS)
+        window = towers.text.config.max_position_embeddings
+        cutter = CaptionCutter(
+            tokenizer, window, window, short="first-sentence", sub_captions="none", seed=arguments.seed
+        )
+        super().__init__(towers.text, towers, tokenizer, data, cutter, arguments)
+
+    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        cuts = [pair.cut for pair in pairs]
+        short = {"short_ids": pad_ids([cut.short_ids for cut in cuts], self.pad_id)}
+        return pair_batch(pairs) | short | long_batch(cuts, self.pad_id, range(len(cuts)))
+
+    def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        smoothing = self.arguments.label_smoothing
+        components = primary_components(features["image"], self.arguments.components)
+        long = contrastive_loss(features["image"], features["long"], logit_scale, smoothing)
+        short = contrastive_loss(components, features["short"], logit_scale, smoothing)
+        figures = {"long_loss": long.detach(), "short_loss": short.detach()}
+        return long + self.arguments.short_weight * short, figures
+
+
+def finetune_clip(
+    towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments: FinetuneArguments
+) -> CLIPTextModelWithProjection:
+    """Fine-tune both towers of `towers` in place, write them to `arguments.output_dir`, and return the text tower."""
+    accelerator = build_accelerator(arguments)
+    run_stage(Finetuning(towers, tokenizer, data, arguments), arguments, accelerator)
+    return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)
+
+
+def long_clip(
+    towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments: LongCLIPArguments
+) -> CLIPTextModelWithProjection:
+    """Train Long-CLIP from `towers`, in place, write it to `arguments.output_dir`, and return its text tower."""
+    accelerator = build_accelerator(arguments)
+    run_stage(LongClip(towers, tokenizer, data, arguments), arguments, accelerator)
+    return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)

@@ -1,0 +1,166 @@
+"""The contrastive stages' common part: the exact loss of a large batch on however little memory.
+
+A batch is the texts and images of all processes together. Its loss needs all features at once, but no more than
+features: each process computes its own in chunks, all are gathered, and the loss gives the gradient of every feature.
+The backward pass then recomputes chunk after chunk and hands each its features' gradient (GradCache,
+arXiv:2101.06983). The result is that of one large batch on one device, negatives of other processes included.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from tulip_diffusion.data import CaptionData
+
+from .captions import CaptionCutter
+from .config import ContrastiveArguments
+from .distill import StudentReader, TextStates, prepare_tower, unprefixed
+from .loop import Figures, Stage
+from .teacher import padding_id
+from .towers import ClipTowers, PairRows, image_processor, join_positions, save_image_tower
+
+LOGIT_SCALE_LIMIT = math.log(100)  # CLIP's clamp
+
+Features = dict[str, Tensor]  # unit vectors of a batch, (pairs, dim): "image", "long", "short"
+
+
+class Reading(NamedTuple):
+    """What both towers say of a chunk."""
+
+    image_embeds: Tensor
+    text: TextStates
+    logit_scale: Tensor  # (1,), the multiplier
+
+
+class TwoTowers(nn.Module):
+    """Both towers and the logit scale in one forward."""
+
+    def __init__(self, text: nn.Module, image: nn.Module, logit_scale: float):
+        super().__init__()
+        self.reader = StudentReader(text)  # type: ignore[arg-type]
+        self.image = image
+        self.logit_scale = nn.Parameter(torch.tensor([logit_scale]))  # one row: FSDP cannot shard a scalar
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        short_ids: Tensor,
+        long_ids: Tensor | None = None,
+        long_mask: Tensor | None = None,
+    ) -> Reading:
+        image_embeds = self.image(pixel_values).image_embeds
+        return Reading(image_embeds, self.reader(short_ids, long_ids, long_mask), self.logit_scale.exp())
+
+
+class ContrastiveStage(Stage):
+    """A stage that trains on pairs; subclasses say which texts it reads and what the loss of all features is.
+
+    Args:
+        text: the text tower to train, CLIP's or TULIP's.
+        towers: where the image tower and the logit scale come from.
+    """
+
+    arguments: ContrastiveArguments
+
+    def __init__(
+        self,
+        text: nn.Module,
+        towers: ClipTowers,
+        tokenizer: PreTrainedTokenizerBase,
+        data: CaptionData,
+        cutter: CaptionCutter,
+        arguments: ContrastiveArguments,
+        draws: int = 1,
+    ):
+        self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
+        self.text, self.image = text, towers.image
+        for tower, name in ((self.text, "text"), (self.image, "image")):
+            prepare_tower(tower, arguments, trained=arguments.train in ("both", name))
+        self.module = TwoTowers(self.text, self.image, towers.logit_scale)
+        self.rows = PairRows(data, image_processor(self.image), cutter, draws)
+        self.pad_id = padding_id(tokenizer, getattr(arguments, "pad", "eos"))
+
+    @abstractmethod
+    def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        """The loss of all pairs of all processes."""
+
+    def extra_loss(self, reading: Reading, chunk: dict, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+        """What is a mean over captions and so needs no other chunk's features."""
+        return 0.0, {}
+
+    def read(self, module: nn.Module, chunk: dict) -> tuple[Reading, Features]:
+        reading = module(chunk["pixel_values"], chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
+        features = {"image": reading.image_embeds, "short": reading.text.short_embeds}
+        if reading.text.long_embeds is not None:
+            features["long"] = reading.text.long_embeds
+        return reading, {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
+
+    def prepare(self, module: nn.Module, chunks: list[dict], accelerator: Accelerator) -> list[dict]:
+        """Give every chunk the gradient of its features, from a first pass without a graph. One chunk needs none."""
+        if len(chunks) == 1:
+            return chunks
+        with torch.no_grad():
+            readings = [self.read(module, chunk) for chunk in chunks]
+        names = readings[0][1].keys()
+        features = {name: torch.cat([features[name] for _, features in readings]) for name in names}
+        gradients = self.gradients(features, readings[0][0].logit_scale, accelerator)
+        return [
+            chunk | {"gradients": gradients | {"features": {n: g[rows] for n, g in gradients["features"].items()}}}
+            for chunk, rows in zip(chunks, chunk_slices(chunks), strict=True)
+        ]
+
+    def gradients(self, features: Features, logit_scale: Tensor, accelerator: Accelerator) -> dict[str, Any]:
+        """Loss of all processes' features, and its gradients with respect to this process's and to the scale."""
+        gathered = {name: accelerator.gather(value.detach()).requires_grad_() for name, value in features.items()}
+        scale = logit_scale.detach().requires_grad_()
+        with torch.enable_grad():
+            loss, figures = self.contrastive(gathered, scale)
+            *of_features, of_scale = torch.autograd.grad(loss, [*gathered.values(), scale])
+        start = accelerator.process_index * len(features["image"])
+        mine = slice(start, start + len(features["image"]))
+        return {
+            "features": {name: gradient[mine] for name, gradient in zip(gathered, of_features, strict=True)},
+            "scale": of_scale,
+            "loss": loss.detach(),
+            "figures": figures,
+        }
+
+    def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
+        """A scalar whose gradient is the chunk's part of the batch's; the loop averages over chunks and processes."""
+        reading, features = self.read(module, chunk)
+        gradients = chunk.get("gradients") or self.gradients(features, reading.logit_scale, accelerator)
+        parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
+        surrogate = (reading.logit_scale * gradients["scale"]).sum()  # every part adds the whole gradient: their mean
+        for name, value in features.items():
+            surrogate = surrogate + parts * (value * gradients["features"][name]).sum()
+        extra, figures = self.extra_loss(reading, chunk, accelerator)
+        figures = {"loss": gradients["loss"] + extra, **gradients["figures"], **figures}
+        return surrogate + extra, figures
+
+    def after_step(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            module.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)  # type: ignore[operator]
+
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        text = join_positions(unprefixed(weights, "reader.student."))
+        self.text.save_pretrained(folder, state_dict=text)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder)
+        save_image_tower(self.image, unprefixed(weights, "image."), folder / "image_encoder")
+        return {"logit_scale": weights["logit_scale"].item()}
+
+
+def chunk_slices(chunks: Sequence[dict]) -> list[slice]:
+    """Where each chunk's pairs stand among those of the step."""
+    slices, start = [], 0
+    for chunk in chunks:
+        slices.append(slice(start, start + chunk["captions"]))
+        start += chunk["captions"]
+    return slices

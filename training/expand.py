@@ -1,0 +1,128 @@
+"""Stage 2, relative position expansion (TULIP, arXiv:2410.10034, section 3.3).
+
+The rotations are stretched to long captions (NTK-aware), and the encoder learns them against images: lambda times the
+contrastive loss of short captions plus 1 - lambda times that of long ones. Stage 1's per-token term stays as an
+anchor, because the contrastive losses see pooled states alone and would undo what SDXL reads.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tulip_diffusion.data import CaptionData
+from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+
+from .config import ExpandArguments
+from .contrastive import ContrastiveStage, Features, Reading
+from .distill import caption_cutter, hidden_figures
+from .loop import Figures, build_accelerator, run_stage
+from .losses import contrastive_loss
+from .teacher import Teacher, long_batch, short_batch, sub_caption_batch
+from .towers import ClipTowers, Pair, pair_batch
+
+
+def expand_positions(student: TulipTextModelWithProjection, window: int, length: int, alpha: float) -> None:
+    """Set `student`'s rotations for `length` tokens, having learned `window`, in place (TULIP's NTK-aware RoPE).
+
+    Raises:
+        ValueError: a CoPE student whose tables are shorter than `length`.
+    """
+    configs = (student.config, student.text_model.config)
+    if student.config.position_encoding == "cope":
+        if student.config.max_position_embeddings < length:
+            raise ValueError(
+                f"This CoPE student counts {student.config.max_position_embeddings} positions, fewer than {length}. "
+                f"Distil it with --length {length}, or expand to fewer tokens."
+            )
+        return
+    theta = student.config.rope_parameters["rope_theta"]
+    for config in configs:
+        config.rope_parameters = {
+            "rope_type": "ntk",
+            "rope_theta": theta,
+            "alpha": alpha,
+            "base_length": window,
+            "length": length,
+        }
+        config.max_position_embeddings = length
+
+
+class Expansion(ContrastiveStage):
+    """Stage 2. `towers` are the CLIP that `student` came from: image tower, and teacher of the anchor."""
+
+    name = "expand"
+    arguments: ExpandArguments
+
+    def __init__(
+        self,
+        towers: ClipTowers,
+        student: TulipTextModelWithProjection,
+        tokenizer: PreTrainedTokenizerBase,
+        data: CaptionData,
+        arguments: ExpandArguments,
+    ):
+        window = towers.text.config.max_position_embeddings
+        expand_positions(student, window, max(arguments.length, window), arguments.ntk_alpha)
+        cutter = caption_cutter(tokenizer, arguments, window, arguments.short_captions)
+        self.anchored = arguments.anchor_weight > 0 and arguments.train != "image"
+        if not self.anchored:
+            cutter.sub_captions = "none"
+        towers.text.set_attn_implementation(arguments.attn)
+        self.teacher = Teacher(towers.text, most_moving=arguments.subset_choice == "most-moving")
+        super().__init__(student, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
+
+    def begin(self, accelerator: Accelerator) -> None:
+        if self.anchored:
+            self.teacher.encoder.to(accelerator.device)
+
+    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        cuts = [pair.cut for pair in pairs]
+        batch = pair_batch(pairs) | short_batch(cuts, self.pad_id, self.teacher.window)
+        batch |= long_batch(cuts, self.pad_id, range(len(cuts)))
+        if self.anchored:
+            batch |= sub_caption_batch(cuts, self.pad_id)
+        return batch
+
+    def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        short, long = (
+            contrastive_loss(
+                features["image"],
+                features[texts],
+                logit_scale,
+                self.arguments.label_smoothing,
+                self.arguments.hard_negative_margin,
+            )
+            for texts in ("short", "long")
+        )
+        weight = self.arguments.short_weight
+        return weight * short + (1 - weight) * long, {"short_loss": short.detach(), "long_loss": long.detach()}
+
+    def extra_loss(self, reading: Reading, chunk: dict, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+        if not self.anchored:
+            return 0.0, {}
+        with accelerator.autocast():
+            targets = self.teacher.targets(chunk)
+        terms = hidden_figures(reading.text, targets, chunk)
+        total = torch.stack(list(terms.values())).sum()
+        return self.arguments.anchor_weight * total, terms
+
+    def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        return super().save(folder, weights) | {"rope_parameters": self.text.config.rope_parameters}  # type: ignore[union-attr]
+
+
+def expand(
+    towers: ClipTowers,
+    tokenizer: PreTrainedTokenizerBase,
+    data: CaptionData,
+    arguments: ExpandArguments,
+    student: TulipTextModelWithProjection,
+) -> TulipTextModelWithProjection:
+    """Run stage 2 on `student`, write it and the image tower to `arguments.output_dir`, and return it."""
+    accelerator = build_accelerator(arguments)
+    run_stage(Expansion(towers, student, tokenizer, data, arguments), arguments, accelerator)
+    return student

@@ -1,0 +1,142 @@
+"""CLIP's two towers as the contrastive stages take, train and save them."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModelWithProjection,
+)
+
+from tulip_diffusion.data import BadRow, CaptionData
+from tulip_diffusion.models.positions import stretch_position_embeddings
+
+from .captions import CaptionCutter, CutCaption
+
+ROWS_TRIED = 100  # neighbours to try before the images count as missing altogether
+
+
+@dataclass
+class ClipTowers:
+    """A text tower, an image tower, and the logarithm of the scale of their similarities."""
+
+    text: CLIPTextModelWithProjection
+    image: CLIPVisionModelWithProjection
+    logit_scale: float
+
+    @classmethod
+    def from_clip(cls, clip: CLIPModel) -> "ClipTowers":
+        """The towers of `clip`, in memory of their own."""
+        projection = {"projection_dim": clip.config.projection_dim}
+        text_config = clip.config.text_config.__class__.from_dict(clip.config.text_config.to_dict() | projection)
+        image_config = clip.config.vision_config.__class__.from_dict(clip.config.vision_config.to_dict() | projection)
+        weights = copy.deepcopy(clip.state_dict())
+        text, image = CLIPTextModelWithProjection(text_config), CLIPVisionModelWithProjection(image_config)
+        for tower, prefixes in ((text, ("text_model.", "text_proj")), (image, ("vision_model.", "visual_proj"))):
+            tower.load_state_dict({name: w for name, w in weights.items() if name.startswith(prefixes)})
+        return cls(text.eval(), image.eval(), clip.logit_scale.item())
+
+
+class LearnedPositions(nn.Module):
+    """A position table whose first `keep` rows stay as they are and whose others train (Long-CLIP, section 3.1)."""
+
+    def __init__(self, table: Tensor, keep: int):
+        super().__init__()
+        self.kept = nn.Buffer(table[:keep].clone())
+        self.trained = nn.Parameter(table[keep:].clone())
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.cat((self.kept, self.trained))
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return nn.functional.embedding(position_ids, self.weight)
+
+
+def stretch_positions(text: CLIPTextModelWithProjection, freeze: int = 0, keep: int = 20, factor: int = 4) -> None:
+    """Give `text` a stretched position table, in place, with the first `freeze` rows frozen."""
+    embeddings = text.text_model.embeddings
+    table = stretch_position_embeddings(embeddings.position_embedding.weight.detach(), keep, factor)
+    embeddings.position_embedding = LearnedPositions(table, freeze)
+    embeddings.position_ids = nn.Buffer(torch.arange(len(table), device=table.device)[None], persistent=False)
+    for config in (text.config, text.text_model.config):
+        config.max_position_embeddings = len(table)
+
+
+def join_positions(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Text weights with the two parts of a stretched table as the one that transformers knows."""
+    weights = dict(weights)
+    name = "text_model.embeddings.position_embedding"
+    if f"{name}.kept" in weights:
+        weights[f"{name}.weight"] = torch.cat((weights.pop(f"{name}.kept"), weights.pop(f"{name}.trained")))
+    return weights
+
+
+def image_processor(image_tower: CLIPVisionModelWithProjection) -> CLIPImageProcessor:
+    """CLIP's preprocessing at the tower's size: the shorter side resized, the centre cropped, CLIP's mean and std."""
+    size = image_tower.config.image_size
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its cut caption; `bad_rows` are those that could not be opened in their place."""
+
+    row: int
+    pixel_values: Tensor  # (3, height, width)
+    cut: CutCaption
+    bad_rows: tuple[tuple[str, str], ...] = ()
+
+
+class PairRows(Dataset):
+    """(row, epoch) to a [`Pair`]. A row whose image cannot be opened is replaced by the next one that can.
+
+    Batches therefore stay whole, and what stands in for a row does not depend on other processes.
+    """
+
+    def __init__(self, data: CaptionData, processor: CLIPImageProcessor, cutter: CaptionCutter, draws: int = 1):
+        self.data, self.processor, self.cutter, self.draws = data, processor, cutter, draws
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> Pair:
+        row, epoch = key
+        image, row, bad_rows = self.open(row)
+        pixel_values = self.processor(image, return_tensors="pt").pixel_values[0]
+        draw = epoch % self.draws
+        return Pair(row, pixel_values, self.cutter(self.data.captions[row], row, draw), tuple(bad_rows))
+
+    def open(self, row: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
+        bad_rows = []
+        for _ in range(min(ROWS_TRIED, len(self.data))):
+            try:
+                return self.data.image(row), row, bad_rows
+            except BadRow as reason:
+                bad_rows.append((self.data.name(row), str(reason)))
+                row = (row + 1) % len(self.data)
+        raise ValueError(f"None of {len(bad_rows)} images in a row could be opened. The last: {bad_rows[-1][1]}.")
+
+
+def pair_batch(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What every chunk of pairs holds, whichever texts it adds."""
+    return {
+        "pixel_values": torch.stack([pair.pixel_values for pair in pairs]),
+        "captions": len(pairs),
+        "tokens": sum(len(pair.cut.short_ids) + len(pair.cut.long_ids) for pair in pairs),
+        "bad_rows": [bad for pair in pairs for bad in pair.bad_rows],
+    }
+
+
+def save_image_tower(image: CLIPVisionModelWithProjection, weights: dict[str, Tensor], folder: Path) -> None:
+    image.save_pretrained(folder, state_dict=weights)
+    image_processor(image).save_pretrained(folder)

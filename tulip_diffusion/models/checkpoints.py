@@ -131,7 +131,7 @@ def load_clip(
     return ClipTowers(
         _text_encoder(towers, _name(source), dtype, config),
         _image_encoder(towers, _name(source), dtype, {}),
-        towers.logit_scale,
+        None if towers.logit_scale is None else towers.logit_scale.item(),
     )
 
 

@@ -68,7 +68,7 @@ class Towers:
     text_config: dict[str, Any]
     image: dict[str, Tensor] = field(default_factory=dict)
     image_config: dict[str, Any] = field(default_factory=dict)
-    logit_scale: float | None = None
+    logit_scale: Tensor | None = None
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -170,8 +170,7 @@ def _openai_names(state: dict[str, Tensor], layout: str, rope: str) -> Towers:
         towers.image = _from_openai(image, IMAGE_NAMES, "vision_model")
         image_act = "quick_gelu" if hidden_act == "quick_gelu" else "gelu"
         towers.image_config = {**image_config(image), "hidden_act": image_act}
-    if "logit_scale" in state:
-        towers.logit_scale = state["logit_scale"].item()
+    towers.logit_scale = state.get("logit_scale")
     return towers
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SceneDataset, window_caption
@@ -67,6 +68,12 @@ class Towers(nn.Module):
         self.text_heads, self.image_heads = ReadOut(WIDTH), ReadOut(WIDTH)
 
 
+def normalised(pictures: Tensor) -> Tensor:
+    """Pictures in -1..1 as CLIP's own preprocessing gives them, so that other stages can read them from files."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return ((pictures + 1) / 2 - mean) / std
+
+
 def scene_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
     """Kind and colour of every place, (captions, 16) each."""
     colours = list(COLOURS)
@@ -78,7 +85,7 @@ def scene_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
 def towers_loss(towers: Towers, pictures: Tensor, tokens: dict[str, Tensor], captions: list[Caption]) -> Tensor:
     clip = towers.clip
     text = clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
-    vision = clip.vision_model(pixel_values=pictures)
+    vision = clip.vision_model(pixel_values=normalised(pictures))
     text_embeds = F.normalize(clip.text_projection(text.pooler_output).float(), dim=-1)
     image_embeds = F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
     logits = clip.logit_scale.exp().clamp(max=100) * text_embeds @ image_embeds.T
@@ -103,7 +110,7 @@ def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> 
     text = towers.clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
     found = read_accuracies(towers.text_heads, text.hidden_states[-2], captions)
     text_embeds = F.normalize(towers.clip.text_projection(text.pooler_output), dim=-1)
-    vision = towers.clip.vision_model(pixel_values=pictures)
+    vision = towers.clip.vision_model(pixel_values=normalised(pictures))
     image_embeds = F.normalize(towers.clip.visual_projection(vision.pooler_output), dim=-1)
     recall = ((text_embeds @ image_embeds.T).argmax(1) == torch.arange(count)).float().mean()
     return " ".join(f"{name} {share:.3f}" for name, share in {**found, "R@1": recall}.items())

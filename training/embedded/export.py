@@ -1,0 +1,67 @@
+"""Gathers the trained parts into one folder in half precision: the layout of `tulip_diffusion/assets`."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from tulip_diffusion.models.text_encoder import TulipTextConfig, TulipTextModel, TulipTextModelWithProjection
+
+from .unet import build_scheduler
+
+
+def export_encoder(first: Path, second: Path, target: Path) -> None:
+    """One pair of text encoders, in the forms that SDXL's two slots take."""
+    tulip = AutoConfig.from_pretrained(first).model_type == TulipTextConfig.model_type
+    models = (TulipTextModel, TulipTextModelWithProjection) if tulip else (CLIPTextModel, CLIPTextModelWithProjection)
+    for model_class, source, slot in zip(models, (first, second), ("text_encoder", "text_encoder_2"), strict=True):
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type == "clip":  # a whole CLIP: the text tower's own config has the projection's width
+            config = CLIPTextModelWithProjection(config.text_config).config
+        model_class.from_pretrained(source, config=config, dtype=torch.float16).save_pretrained(target / slot)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/embedded/assets"))
+    options = parser.parse_args(arguments)
+    folder, out = options.folder, options.out
+    AutoencoderKL.from_pretrained(folder / "vae").half().save_pretrained(out / "vae")
+    UNet2DConditionModel.from_pretrained(folder / "unet").half().save_pretrained(out / "unet")
+    build_scheduler().save_pretrained(out / "scheduler")
+    for tower, suffix in (("l", ""), ("g", "_2")):
+        source = folder / f"clip-{tower}"
+        CLIPTokenizer.from_pretrained(source).save_pretrained(out / f"tokenizer{suffix}")
+        vision = CLIPVisionModelWithProjection(CLIPModel.from_pretrained(source).config.vision_config)
+        vision.load_state_dict(
+            {k: v for k, v in CLIPModel.from_pretrained(source).state_dict().items() if k.startswith("vis")}
+        )
+        vision.half().save_pretrained(out / f"image_encoder{suffix}")
+        heads = {k.removeprefix("text_heads."): v.half() for k, v in load_file(source / "heads.safetensors").items()}
+        (out / "read_out").mkdir(exist_ok=True)
+        save_file(
+            {k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{tower}.safetensors"
+        )
+    for name in ("clip", "longclip", "clip-finetuned", "tulip-paper", "tulip"):
+        pair = [folder / f"{name}-{tower}" for tower in ("l", "g")]
+        if all(path.is_dir() for path in pair):
+            export_encoder(*pair, out / "encoders" / name)
+        else:
+            print(f"{name} is not there yet: left out")
+    total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {total / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

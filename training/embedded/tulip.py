@@ -1,0 +1,131 @@
+"""Stage 1 for the embedded towers, on captions whose references are known.
+
+`tulip-diffusion train distill` draws random subsets of sentences as what the teacher reads beyond its window. Here the
+grammar tells what refers to what, so a sentence is only matched in subsets that hold all it refers to: otherwise the
+student would learn from a teacher that cannot know the answer.
+"""
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from tulip_diffusion.data import CaptionData, open_captions
+from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+from tulip_diffusion.scenes.captions import Caption
+from tulip_diffusion.scenes.grammar import parse_caption
+from tulip_diffusion.training import sources
+from tulip_diffusion.training.captions import (
+    CaptionCutter,
+    CutCaption,
+    SubCaption,
+    TokenizedCaption,
+    tokenize_sentences,
+)
+from tulip_diffusion.training.config import DistillArguments
+from tulip_diffusion.training.distill import CutRows, Distillation
+from tulip_diffusion.training.loop import build_accelerator, run_stage
+
+
+def needed_sentences(caption: Caption) -> list[set[int]]:
+    """For every sentence the earlier ones without which it cannot be understood, itself included."""
+    needed: list[set[int]] = []
+    for index, sentence in enumerate(caption.sentences):
+        places = [] if sentence.referent is None else [sentence.referent]
+        if sentence.role in ("it", "every"):
+            places += sentence.places
+        sources = [caption.first_mention(place) for place in places]
+        own = {index}
+        for source in sources:
+            if source is not None and source < index:
+                own |= needed[source]
+        needed.append(own)
+    return needed
+
+
+class ReferenceCutter(CaptionCutter):
+    """Cuts captions of the world so that what the teacher is asked for is in what it reads."""
+
+    def __call__(self, caption: str, index: int, draw: int = 0) -> CutCaption:
+        cut = super().__call__(caption, index, draw)
+        tokenized = tokenize_sentences(caption, self.tokenizer, self.length - 2)
+        if self.near_sentences(tokenized) == len(tokenized.sentences):
+            return cut  # the teacher can read all of it
+        generator = random.Random(f"{self.seed}-{index}-{draw}-references")
+        needed = needed_sentences(parse_caption(caption))
+        return replace(cut, sub_captions=self.cut_needed(tokenized, needed, generator))
+
+    def cut_needed(
+        self, tokenized: TokenizedCaption, needed: list[set[int]], generator: random.Random
+    ) -> list[SubCaption]:
+        near, count = self.near_sentences(tokenized), len(tokenized.sentences)
+        groups: list[set[int]] = [set()]
+        for sentence in generator.sample(range(near, count), count - near):
+            if self.fits(tokenized, groups[-1] | needed[sentence]):
+                groups[-1] |= needed[sentence]
+            elif self.fits(tokenized, needed[sentence]):
+                groups.append(set(needed[sentence]))
+        prefix = list(range(near))
+        cuts = [self.sub_caption(tokenized, prefix, prefix)]
+        for group in filter(None, groups):
+            matched = [sentence for sentence in group if sentence >= near and needed[sentence] <= group]
+            cuts.append(self.sub_caption(tokenized, sorted(group), matched))
+        return cuts
+
+    def fits(self, tokenized: TokenizedCaption, group: set[int]) -> bool:
+        return sum(len(tokenized.sentences[sentence]) for sentence in group) <= self.window - 2
+
+
+class ReferenceDistillation(Distillation):
+    """Stage 1 with a [`ReferenceCutter`]."""
+
+    def __init__(self, teacher, student, tokenizer, data: CaptionData, arguments: DistillArguments):
+        super().__init__(teacher, student, tokenizer, data, arguments)
+        cutter = self.cutter
+        self.cutter = ReferenceCutter(tokenizer, cutter.length, cutter.window, "prefix", "none", seed=cutter.seed)
+        self.rows = CutRows(data, self.cutter, self.draws)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tower", choices=("l", "g"))
+    parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"), help="holds clip-l, clip-g, captions")
+    parser.add_argument("--student", type=Path, help="an encoder to go on from")
+    parser.add_argument("--out", type=Path, help="default: tulip-TOWER in the folder")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--length", type=int, default=520)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    teacher_folder = options.folder / f"clip-{options.tower}"
+    settings = DistillArguments(
+        output_dir=str(options.out or options.folder / f"tulip-{options.tower}"),
+        steps=options.steps,
+        batch_size=options.batch,
+        learning_rate=options.learning_rate,
+        weight_decay=0.01,
+        warmup_steps=30,
+        length=options.length,
+        pad="eos" if options.tower == "l" else "zero",
+        freeze_token_embedding=False,
+        mixed_precision="bf16",
+        attn="eager",
+        teacher_cache="off",
+        num_workers=0,
+        save_every=100,
+        resume="auto",
+        seed=options.seed,
+    )
+    data = open_captions(str(options.folder / "captions" / "captions.jsonl"))
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    student = options.student and TulipTextModelWithProjection.from_pretrained(options.student)
+    teacher = sources.text_encoder(str(teacher_folder))
+    accelerator = build_accelerator(settings)
+    run_stage(ReferenceDistillation(teacher, student, tokenizer, data, settings), settings, accelerator)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+import json
+import math
+import random
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection
+from tulip_diffusion.data import CaptionData, open_captions
+from tulip_diffusion.training.baselines import finetune_clip, long_clip
+from tulip_diffusion.training.config import DistillArguments, ExpandArguments, FinetuneArguments, LongCLIPArguments
+from tulip_diffusion.training.contrastive import LOGIT_SCALE_LIMIT
+from tulip_diffusion.training.distill import distill
+from tulip_diffusion.training.expand import expand
+from tulip_diffusion.training.loop import learning_rate
+from tulip_diffusion.training.towers import ClipTowers
+
+from .conftest import make_caption
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """40 captioned images on disk; the images are noise."""
+    generator = random.Random(0)
+    (tmp_path / "images").mkdir()
+    with (tmp_path / "data.jsonl").open("w") as file:
+        for number in range(40):
+            pixels = bytes(generator.randrange(256) for _ in range(32 * 32 * 3))
+            Image.frombytes("RGB", (32, 32), pixels).save(tmp_path / "images" / f"{number}.png")
+            row = {"caption": make_caption(number, 3 + number % 12), "image": f"images/{number}.png"}
+            file.write(json.dumps(row) + "\n")
+    return tmp_path / "data.jsonl"
+
+
+def arguments(arguments_class, folder, **changes):
+    defaults = {"steps": 3, "batch_size": 8, "warmup_steps": 1, "num_workers": 0, "learning_rate": 1e-3}
+    return arguments_class(output_dir=str(folder), **(defaults | changes))
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(first, second, atol):
+    for name, weight in weights(first).items():
+        torch.testing.assert_close(weights(second)[name], weight, atol=atol, rtol=0)
+
+
+def captions(count=32):
+    return CaptionData([make_caption(number, 3 + number % 12) for number in range(count)])
+
+
+def student_of(clip):
+    from tulip_diffusion import from_clip
+
+    return from_clip(ClipTowers.from_clip(clip).text)
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
+    rates = [learning_rate(step, 2.0, warmup=4, total=14) for step in range(15)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[9] == pytest.approx(1.0) and rates[14] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_distilling_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, teacher):
+    for name, chunk in (("whole", None), ("chunks", 2)):
+        distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / name, chunk_size=chunk))
+    assert history(tmp_path / "chunks")[-1] == pytest.approx(history(tmp_path / "whole")[-1], rel=1e-4)
+    assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["expand", "longclip"])
+def test_contrasting_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, clip, pairs, stage):
+    data = open_captions(str(pairs), with_images=True)
+    for name, chunk in (("whole", None), ("chunks", 2)):
+        if stage == "expand":
+            given = arguments(ExpandArguments, tmp_path / name, chunk_size=chunk, hard_negative_margin=0.5)
+            expand(ClipTowers.from_clip(clip), tokenizer, data, given, student_of(clip))
+        else:
+            given = arguments(LongCLIPArguments, tmp_path / name, chunk_size=chunk, components=3, learning_rate=1e-3)
+            long_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    assert history(tmp_path / "chunks")[-1] == pytest.approx(history(tmp_path / "whole")[-1], rel=1e-4)
+    assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)
+    assert_same_weights(tmp_path / "whole" / "image_encoder", tmp_path / "chunks" / "image_encoder", atol=1e-5)
+
+
+def test_stage_1_leaves_an_encoder_that_loads_and_says_what_made_it(tmp_path, tokenizer, teacher):
+    student = distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path))
+    ids = torch.tensor([tokenizer(make_caption(0, 20)).input_ids])
+    loaded = TulipTextModelWithProjection.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(ids).text_embeds, student.cpu().eval()(ids).text_embeds)
+    slot_1 = TulipTextModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(slot_1(ids).last_hidden_state, loaded(ids).last_hidden_state)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["arguments"]["batch_size"] == 8 and run["data"]["rows"] == 32
+    assert run["figures"]["loss"] == history(tmp_path)[-1]["loss"]
+    assert "train distill" in (tmp_path / "README.md").read_text()
+
+
+def test_stage_1_trains_the_student_alone_and_keeps_the_token_table(tmp_path, tokenizer, teacher):
+    before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    student = distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path))
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+    changed = {n for n, w in student.state_dict().items() if not torch.equal(w, before[n])}
+    assert "text_model.embeddings.token_embedding.weight" not in changed and len(changed) > 20
+
+
+def test_a_cope_student_is_distilled_and_expanded(tmp_path, tokenizer, clip, pairs):
+    towers = ClipTowers.from_clip(clip)
+    given = arguments(DistillArguments, tmp_path / "1", position_encoding="cope")
+    student = distill(towers.text, tokenizer, captions(), given)
+    assert any(student.text_model.encoder.layers[0].self_attn.cope.table.flatten() != 0)
+    data = open_captions(str(pairs), with_images=True)
+    expand(towers, tokenizer, data, arguments(ExpandArguments, tmp_path / "2"), student)
+    with pytest.raises(ValueError, match="counts 248 positions, fewer than 300"):
+        expand(towers, tokenizer, data, arguments(ExpandArguments, tmp_path / "3", length=300), student)
+
+
+def test_stage_2_writes_ntk_scaling_into_the_config_and_both_towers(tmp_path, tokenizer, clip, pairs):
+    data = open_captions(str(pairs), with_images=True)
+    given = arguments(ExpandArguments, tmp_path, short_captions="random-subset")
+    expand(ClipTowers.from_clip(clip), tokenizer, data, given, student_of(clip))
+    config = TulipTextModel.from_pretrained(tmp_path).config
+    expected = {"rope_type": "ntk", "rope_theta": 10000.0, "alpha": 8.0, "base_length": 77, "length": 248}
+    assert config.rope_parameters == expected and config.max_position_embeddings == 248
+    image = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder")
+    assert not torch.equal(image.visual_projection.weight, clip.visual_projection.weight)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["rope_parameters"] == expected
+    assert run["logit_scale"] <= LOGIT_SCALE_LIMIT and run["logit_scale"] != clip.logit_scale.item()
+
+
+def test_lambda_weighs_short_against_long_captions(tmp_path, tokenizer, clip, pairs):
+    data = open_captions(str(pairs), with_images=True)
+    given = arguments(ExpandArguments, tmp_path, anchor_weight=0.0, short_weight=0.2)
+    expand(ClipTowers.from_clip(clip), tokenizer, data, given, student_of(clip))
+    for line in history(tmp_path):
+        assert line["loss"] == pytest.approx(0.2 * line["short_loss"] + 0.8 * line["long_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("trained", ["text", "image"])
+def test_the_other_tower_stays_as_it_was(tmp_path, tokenizer, clip, pairs, trained):
+    data = open_captions(str(pairs), with_images=True)
+    given = arguments(FinetuneArguments, tmp_path, train=trained)
+    finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    text = CLIPTextModelWithProjection.from_pretrained(tmp_path)
+    image = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder")
+    assert torch.equal(text.text_projection.weight, clip.text_projection.weight) == (trained == "image")
+    assert torch.equal(image.visual_projection.weight, clip.visual_projection.weight) == (trained == "text")
+
+
+def test_long_clip_keeps_the_first_twenty_positions_and_trains_the_stretched_ones(tmp_path, tokenizer, clip, pairs):
+    from tulip_diffusion import stretch_position_embeddings
+
+    data = open_captions(str(pairs), with_images=True)
+    given = arguments(LongCLIPArguments, tmp_path, components=4, learning_rate=1e-3, weight_decay=0.5)
+    trained = long_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    table = stretch_position_embeddings(clip.text_model.embeddings.position_embedding.weight.detach())
+    after = trained.text_model.embeddings.position_embedding.weight
+    assert after.shape == (248, 32)
+    assert torch.equal(after[:20], table[:20]) and not torch.equal(after[20:200], table[20:200])
+
+
+def test_fine_tuned_clip_may_have_stretched_positions(tmp_path, tokenizer, clip, pairs):
+    data = open_captions(str(pairs), with_images=True)
+    for stretch, positions in ((False, 77), (True, 248)):
+        given = arguments(FinetuneArguments, tmp_path / str(stretch), stretch=stretch)
+        trained = finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+        assert trained.config.max_position_embeddings == positions
+
+
+def test_broken_images_are_replaced_counted_and_too_many_stop_the_run(tmp_path, tokenizer, clip, pairs, caplog):
+    for number in (3, 17):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"broken")
+    data = open_captions(str(pairs), with_images=True, max_bad_share=0.1)
+    given = arguments(FinetuneArguments, tmp_path / "out", steps=10, num_workers=1)
+    finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    assert len(history(tmp_path / "out")) == 10
+    assert "data.jsonl line 4" in caplog.text and "data.jsonl line 18" in caplog.text
+    data = open_captions(str(pairs), with_images=True, max_bad_share=0.01)
+    with pytest.raises(ValueError, match=r"more than the share of 0\.01"):
+        finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+
+
+def test_a_moving_average_is_what_is_saved(tmp_path, tokenizer, teacher):
+    given = arguments(DistillArguments, tmp_path / "plain", steps=1)
+    distill(teacher, tokenizer, captions(), given)
+    distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / "ema", steps=1, ema_decay=0.5))
+    start = teacher.text_projection.weight
+    plain, ema = (weights(tmp_path / name)["text_projection.weight"] for name in ("plain", "ema"))
+    share = (ema - start).norm() / (plain - start).norm()
+    assert 0 < share <= 1 + 1e-4 and math.isfinite(share)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path, tokenizer, teacher):
+    given = arguments(DistillArguments, tmp_path, steps=5, save_every=1, keep_last=2)
+    distill(teacher, tokenizer, captions(), given)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"learning_rate": -1.0}, "negative"),
+    ],
+)
+def test_senseless_arguments_are_refused_where_they_are_made(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(DistillArguments, tmp_path, **changes)

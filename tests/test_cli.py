@@ -1,0 +1,75 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import LONG_CAPTION
+from tulip_diffusion import (
+    TulipTextModelWithProjection,
+    export_open_clip,
+    from_clip,
+    load_text_encoder,
+    load_tokenizer,
+)
+from tulip_diffusion.cli import main
+
+
+def test_describe_names_the_words_that_each_encoder_loses(capsys):
+    assert main(["describe", LONG_CAPTION]) == 0
+    output = capsys.readouterr().out
+    clip, longclip, tulip = output.splitlines()[1:4]
+    assert clip.startswith("CLIP ") and "75 of" in clip and clip.endswith(LONG_CAPTION[-40:] + '"')
+    assert "246 of" in longclip
+    assert tulip.endswith("sees every word")
+
+
+def test_describe_reads_files_and_prints_windows_that_hold_every_word(tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text(LONG_CAPTION)
+    assert main(["describe", "--file", str(tmp_path / "prompt.txt"), "--windows"]) == 0
+    windows = [line.split(": ", 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("window ")]
+    assert " ".join(windows) == LONG_CAPTION
+
+
+def test_convert_writes_a_folder_with_its_tokenizer(clip, tmp_path, capsys):
+    torch.save({"state_dict": export_open_clip(from_clip(clip))}, tmp_path / "tulip.pt")
+    arguments = ["convert", str(tmp_path / "tulip.pt"), str(tmp_path / "tulip"), "--rope", "paper"]
+    assert main(arguments) == 0
+    model = TulipTextModelWithProjection.from_pretrained(tmp_path / "tulip")
+    assert model.config.rope_parameters["rope_type"] == "ntk"
+    assert type(load_tokenizer()).from_pretrained(tmp_path / "tulip").model_max_length == 77
+    assert main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_convert_writes_open_clips_keys(clip, tmp_path, suffix):
+    clip.save_pretrained(tmp_path / "clip")
+    target = tmp_path / f"open_clip.{suffix}"
+    assert main(["convert", str(tmp_path / "clip"), str(target), "--to-tulip"]) == 0
+    ids = torch.tensor([[49406, 320, 1125, 49407]])
+    back = load_text_encoder(target, hidden_act="quick_gelu")
+    torch.testing.assert_close(back(ids).text_embeds, from_clip(clip)(ids).text_embeds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["describe"], "PROMPT or --file"),
+        (["describe", "--file", "nowhere.txt"], "nowhere.txt"),
+        (["convert", "nowhere.pt", "out"], "There is no file or folder nowhere.pt"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_status_2(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_the_installed_command_has_help():
+    help_text = subprocess.run(
+        [sys.executable, "-m", "tulip_diffusion.cli", "--help"], check=True, capture_output=True, text=True
+    ).stdout
+    assert "describe" in help_text and "convert" in help_text

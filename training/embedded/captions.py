@@ -16,7 +16,7 @@ FIRST_SEED = SPLITS["train"] + 500_000_000  # away from the scenes of the other 
 
 
 def mixed_caption(rng: np.random.Generator) -> Caption:
-    """Three captions in ten fit CLIP's window; the others have up to 16 things, one in four asides too, up to 520 tokens."""
+    """Three captions in ten fit CLIP's window; the others have up to 16 things, one in four up to 520 tokens."""
     kind = rng.random()
     if kind < 0.3:
         return window_caption(rng)

@@ -128,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tower", choices=TOWERS)
     parser.add_argument("--out", type=Path, default=None, help="default: outputs/embedded/clip-TOWER")
+    parser.add_argument("--start", type=Path, help="folder of a trained tower whose weights to start from")
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
@@ -137,6 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(options.seed + ord(options.tower))
     tokenizer = build_tokenizer(pad_token=TOWERS[options.tower]["pad_token"])
     towers = Towers(build_clip(options.tower, tokenizer))
+    if options.start:
+        towers.load_state_dict(load_towers(options.start)[0].state_dict())
     first = (options.seed * 2 + list(TOWERS).index(options.tower)) * 10_000_000
     data = SceneDataset(first + 10_000_000, write=lambda rng: window_caption(rng, dangling=0.15))
 

@@ -9,7 +9,7 @@ run() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"
 
 run vae --out "$FOLDER/vae" --steps 1600
 run clip l --out "$FOLDER/clip-l" --steps 900
-run clip g --out "$FOLDER/clip-g" --steps 700
+run clip g --start "$FOLDER/clip-l" --out "$FOLDER/clip-g" --steps 350
 run unet --folder "$FOLDER" --steps 12000
 
 run captions --out "$FOLDER/captions" --count 8000

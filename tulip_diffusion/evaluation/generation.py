@@ -219,24 +219,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="which kind of prompts (default full)")
     parser.add_argument("--count", type=int, default=256, help="how many prompts (default 256)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--overflow", nargs="+", default=["windows"], choices=("windows", "stretch", "truncate"))
-    parser.add_argument("--pooled", nargs="+", default=["first"], choices=("first", "last", "mean"))
-    parser.add_argument("--sequence-length", nargs="+", default=["auto"], help='"auto", "exact" or a number of tokens')
-    parser.add_argument("--attention-scale", nargs="+", default=["none"], help='"none", "log" or a factor')
+    parser.add_argument("--overflow", nargs="+", default=["own"], help="windows, stretch, truncate")
+    parser.add_argument("--pooled", nargs="+", default=["own"], help="first, last, mean")
+    parser.add_argument("--sequence-length", nargs="+", default=["own"], help="auto, exact or a number")
+    parser.add_argument("--attention-scale", nargs="+", default=["own"], help="none, log or a factor")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=Path("outputs/generation"), help="folder for the results")
 
 
 def policies(options: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
-    """Every combination asked for: its name (of what varies), its encoder and the pipeline call's keywords."""
+    """Every combination asked for: its name (of what varies), its encoder and the pipeline call's keywords.
+
+    "own" leaves a policy to the pipeline.
+    """
     choices = {name: getattr(options, name) for name in ("overflow", "pooled", "sequence_length", "attention_scale")}
     varied = [name for name, values in choices.items() if len(values) > 1]
     combined = []
     for encoder, values in itertools.product(options.encoders, itertools.product(*choices.values())):
         call = dict(zip(choices, values, strict=True))
         name = " ".join([encoder, *(f"{key}={call[key]}" for key in varied)])
-        combined.append((name, encoder, {key: number_or_word(value) for key, value in call.items()}))
+        combined.append((name, encoder, {key: number_or_word(value) for key, value in call.items() if value != "own"}))
     return combined
 
 

@@ -33,6 +33,7 @@ def pick(arguments_class, namespace: argparse.Namespace):
 
 def run(stage: str, namespace: argparse.Namespace) -> None:
     """Load what the flags name and run `stage`."""
+    import torch
     from accelerate import PartialState
 
     from tulip_diffusion.data import open_captions
@@ -44,7 +45,7 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
     for name in ("teacher", "data"):
         if not getattr(sources, name):
             raise ValueError(f"train {stage} needs --{name}.")
-    PartialState()  # before anything is logged, and so that a wrong launch fails at once
+    PartialState(cpu=not torch.accelerator.is_available())  # so that a wrong launch fails at once
     data = open_captions(
         sources.data,
         sources.data_format,

@@ -66,10 +66,11 @@ class Stage:
 def build_accelerator(arguments: LoopArguments) -> Accelerator:
     """An accelerator that accumulates over the chunks of one step."""
     AcceleratorState._reset_state()  # an earlier stage in this process may have had another precision
-    chunks = ShuffledChunks(
-        arguments.batch_size, arguments.batch_size, arguments.chunk_size, processes=PartialState().num_processes
-    )
+    cpu = not torch.accelerator.is_available()  # without being told, accelerate ignores torchrun on a CPU
+    processes = PartialState(cpu=cpu).num_processes
+    chunks = ShuffledChunks(arguments.batch_size, arguments.batch_size, arguments.chunk_size, processes=processes)
     accelerator = Accelerator(
+        cpu=cpu,
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=chunks.chunks_per_step, sync_with_dataloader=False

@@ -1,0 +1,142 @@
+"""Runs as people start them, in processes of their own: two at once, killed, told to stop."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tulip_diffusion import from_clip
+from tulip_diffusion.training import commands
+from tulip_diffusion.training.towers import ClipTowers
+
+from .conftest import make_caption
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+PROCESSES = multiprocessing.get_context("forkserver")  # the server imports everything once, and forks clean children
+PROCESSES.set_forkserver_preload(["tulip_diffusion.training.expand", "tulip_diffusion.training.commands"])
+
+
+def train(arguments, environment):
+    """`tulip-diffusion train`, in a process of its own."""
+    os.environ |= ENVIRONMENT | environment
+    torch.set_num_threads(1)
+    sys.argv = ["tulip-diffusion", "train", *arguments]
+    commands.main()
+
+
+def start(arguments, **environment):
+    process = PROCESSES.Process(target=train, args=(arguments, environment))
+    process.start()
+    return process
+
+
+def finish(*processes):
+    for process in processes:
+        process.join(180)
+        assert process.exitcode == 0
+
+
+@pytest.fixture
+def workplace(tmp_path, clip, tokenizer):
+    """A CLIP, its untrained student, and 64 captioned images, as flags for the command line."""
+    clip.save_pretrained(tmp_path / "clip")
+    from_clip(ClipTowers.from_clip(clip).text).save_pretrained(tmp_path / "student")
+    lines = []
+    for number in range(64):
+        color = (4 * number, 255 - 4 * number, 128)
+        Image.new("RGB", (32, 32), color).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"caption": make_caption(number, 3 + number % 12), "image": f"{number}.png"}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def flags(workplace, stage, name, **changes):
+    given = {"teacher": workplace / "clip", "data": workplace / "data.jsonl", "output_dir": workplace / name}
+    given |= {"steps": 20, "batch_size": 8, "warmup_steps": 2, "num_workers": 0, "learning_rate": 1e-3}
+    if stage == "expand":
+        given |= {"student": workplace / "student"}
+    given |= changes
+    return [stage, *(part for flag, value in given.items() for part in (f"--{flag.replace('_', '-')}", str(value)))]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def start_pair(arguments):
+    """Two processes, as a launcher starts them."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [start(arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+
+
+@pytest.mark.parametrize("stage", ["distill", "expand"])
+def test_two_processes_train_the_weights_that_one_does_with_their_batches_together(workplace, stage):
+    finish(start(flags(workplace, stage, "one")))
+    finish(*start_pair(flags(workplace, stage, "two", chunk_size=2)))  # two chunks in each process
+    one, two = history(workplace / "one"), history(workplace / "two")
+    assert len(one) == len(two) == 20
+    assert two[0] == pytest.approx(one[0], rel=1e-5)  # losses and the gradients' norm before any update
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+    folders = ["", "image_encoder"] if stage == "expand" else [""]
+    for folder in folders:
+        expected = load_file(workplace / "one" / folder / "model.safetensors")
+        for name, weight in load_file(workplace / "two" / folder / "model.safetensors").items():
+            torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_torchrun_on_a_cpu_starts_processes_that_know_of_each_other(workplace):
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command = [*launch, "-m", "tulip_diffusion.training.commands", "train"]
+    given = flags(workplace, "distill", "out", steps=1, batch_size=7)
+    run = subprocess.run(
+        [sys.executable, *command, *given], env=os.environ | ENVIRONMENT, capture_output=True, text=True
+    )
+    assert run.returncode != 0 and "batch_size 7 cannot be shared by 2 processes" in run.stderr
+
+
+def wait_for(process, folder, step):
+    """Return once metrics.jsonl in `folder` has reached `step`."""
+    path, deadline = folder / "metrics.jsonl", time.monotonic() + 120
+    while not (path.exists() and path.read_text().count("\n") >= step):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_run_that_was_stopped_and_killed_ends_bit_for_bit_like_an_unbroken_one(workplace):
+    changes = {"steps": 40, "save_every": 7, "resume": "auto", "ema_decay": 0.9}
+    finish(start(flags(workplace, "expand", "unbroken", **changes)))
+    broken, folder = flags(workplace, "expand", "broken", **changes), workplace / "broken"
+
+    stopped = start(broken)
+    wait_for(stopped, folder, step=4)
+    os.kill(stopped.pid, signal.SIGTERM)
+    finish(stopped)
+    assert not (folder / "model.safetensors").exists() and list((folder / "checkpoints").glob("step-*"))
+
+    killed = start(broken)
+    wait_for(killed, folder, step=25)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL and not (folder / "model.safetensors").exists()
+
+    finish(start(broken))
+    assert history(folder) == history(workplace / "unbroken")
+    for tower in ("", "image_encoder"):
+        expected = load_file(workplace / "unbroken" / tower / "model.safetensors")
+        found = load_file(folder / tower / "model.safetensors")
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())

@@ -1,0 +1,45 @@
+"""SDXL pipelines that read prompts of any length. Importing this registers them with diffusers."""
+
+from .conditioning import Conditioning
+from .mixin import TulipPromptMixin
+from .tasks import (
+    PIPELINES,
+    StableDiffusionXLTulipAdapterPipeline,
+    StableDiffusionXLTulipControlNetImg2ImgPipeline,
+    StableDiffusionXLTulipControlNetInpaintPipeline,
+    StableDiffusionXLTulipControlNetPAGImg2ImgPipeline,
+    StableDiffusionXLTulipControlNetPAGPipeline,
+    StableDiffusionXLTulipControlNetPipeline,
+    StableDiffusionXLTulipControlNetUnionImg2ImgPipeline,
+    StableDiffusionXLTulipControlNetUnionInpaintPipeline,
+    StableDiffusionXLTulipControlNetUnionPipeline,
+    StableDiffusionXLTulipImg2ImgPipeline,
+    StableDiffusionXLTulipInpaintPipeline,
+    StableDiffusionXLTulipPAGImg2ImgPipeline,
+    StableDiffusionXLTulipPAGInpaintPipeline,
+    StableDiffusionXLTulipPAGPipeline,
+    StableDiffusionXLTulipPipeline,
+    tulip_pipeline,
+)
+
+__all__ = [
+    "PIPELINES",
+    "Conditioning",
+    "StableDiffusionXLTulipAdapterPipeline",
+    "StableDiffusionXLTulipControlNetImg2ImgPipeline",
+    "StableDiffusionXLTulipControlNetInpaintPipeline",
+    "StableDiffusionXLTulipControlNetPAGImg2ImgPipeline",
+    "StableDiffusionXLTulipControlNetPAGPipeline",
+    "StableDiffusionXLTulipControlNetPipeline",
+    "StableDiffusionXLTulipControlNetUnionImg2ImgPipeline",
+    "StableDiffusionXLTulipControlNetUnionInpaintPipeline",
+    "StableDiffusionXLTulipControlNetUnionPipeline",
+    "StableDiffusionXLTulipImg2ImgPipeline",
+    "StableDiffusionXLTulipInpaintPipeline",
+    "StableDiffusionXLTulipPAGImg2ImgPipeline",
+    "StableDiffusionXLTulipPAGInpaintPipeline",
+    "StableDiffusionXLTulipPAGPipeline",
+    "StableDiffusionXLTulipPipeline",
+    "TulipPromptMixin",
+    "tulip_pipeline",
+]

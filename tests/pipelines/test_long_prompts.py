@@ -1,0 +1,242 @@
+"""Beyond 77 tokens: every task runs, a prompt's image is its own, and every word counts."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_sdxl import components, inputs, quiet, text_encoder, text_encoder_2, tulip_encoder, words
+
+from tulip_diffusion import TulipTextModelWithProjection, stretch_position_embeddings
+from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline
+from tulip_diffusion.pipelines.conditioning import Conditioning, tokenize_texts
+from tulip_diffusion.pipelines.weighting import tokenize
+from tulip_diffusion.windows import split_windows
+
+TASKS = pytest.mark.parametrize("tulip_class", PIPELINES, ids=lambda cls: cls.__name__)
+NEGATIVE = "blurry, ugly"
+
+
+@pytest.fixture
+def pipe():
+    return quiet(
+        StableDiffusionXLTulipPipeline(**components(StableDiffusionXLTulipPipeline, text_encoder=tulip_encoder()))
+    )
+
+
+def changed_at(prompt: str, token: int, word: str = "zebra") -> str:
+    """`prompt` of words() with another word as its token number `token`, BOS being 0."""
+    tokens = prompt.split()
+    tokens[token - 1] = word
+    return " ".join(tokens)
+
+
+@TASKS
+def test_prompts_of_any_length_run_and_are_the_same_alone_and_in_a_batch(tulip_class):
+    pipe = quiet(tulip_class(**components(tulip_class, text_encoder=tulip_encoder())))
+    prompts = [words(20), words(76), words(300), words(998)]
+    together = pipe(**inputs(tulip_class, prompts, negative_prompt=[NEGATIVE] * 4)).images
+    assert np.isfinite(together).all()
+    for i in (0, 2):
+        alone = pipe(**inputs(tulip_class, prompts[i], negative_prompt=NEGATIVE)).images[0]
+        np.testing.assert_allclose(together[i], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [10, 77, 78, 248, 500, 2000])
+def test_lengths_across_the_buckets_edges_run(pipe, tokens):
+    alone = pipe(**inputs(type(pipe), words(tokens - 2))).images[0]
+    together = pipe(**inputs(type(pipe), [words(tokens - 2), words(160)])).images[0]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+@TASKS
+def test_a_word_at_token_400_changes_the_image(tulip_class):
+    pipe = quiet(tulip_class(**components(tulip_class, text_encoder=tulip_encoder())))
+    prompt = words(498)
+    images = [pipe(**inputs(tulip_class, text)).images for text in (prompt, changed_at(prompt, 400), prompt)]
+    assert np.abs(images[0] - images[1]).max() > 1e-5
+    assert np.array_equal(images[0], images[2])
+
+
+def test_a_word_changes_the_states_from_its_place_on_and_none_before(pipe):
+    prompt = words(498)
+    before, after = (pipe.encode_prompt(text)[0][0] for text in (prompt, changed_at(prompt, 400)))
+    moved = (before != after).any(dim=-1)
+    assert before.shape == (539, 64)
+    assert not moved[:400].any()
+    assert moved[400:500].all()
+    assert not before[500:].any(), "padding is zeros"
+
+
+@pytest.mark.parametrize("tokens, length", [(10, 77), (77, 77), (78, 154), (154, 154), (155, 231), (248, 308)])
+def test_lengths_are_multiples_of_77(pipe, tokens, length):
+    states, negative, *_ = pipe.encode_prompt(words(tokens - 2), negative_prompt="bad")
+    assert states.shape == negative.shape == (1, length, 64)
+    exact = min(max(tokens, 77), length)
+    with pipe.conditioned(sequence_length="exact"):
+        assert pipe.encode_prompt(words(tokens - 2))[0].shape == (1, exact, 64)
+    assert torch.equal(states[0].any(dim=-1), torch.arange(length) < exact)
+
+
+@pytest.mark.parametrize("tokens", [20, 300])
+def test_a_number_pads_and_cuts_as_the_paper_does(pipe, tokens):
+    with pipe.conditioned(sequence_length=248):
+        states = pipe.encode_prompt(words(tokens))[0]
+    assert states.shape == (1, 248, 64)
+    assert states.any(dim=-1).all(), "pads are shown to the UNet"
+    ids = pipe.tokenizer(words(tokens), padding="max_length", truncation=True, max_length=248, return_tensors="pt")
+    expected = pipe.text_encoder(ids.input_ids, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(states[..., :32], expected)
+
+
+def test_a_long_prompt_reads_as_the_encoder_reads_it_alone(pipe):
+    prompt = words(298)
+    states = pipe.encode_prompt([words(20), prompt], negative_prompt=["bad", "worse"])[0]
+    ids = pipe.tokenizer(prompt, return_tensors="pt", verbose=False).input_ids
+    expected = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(states[1:, :300, :32], expected)
+
+
+def test_a_thousand_token_prompt_leaves_no_trace(pipe):
+    arguments = {"negative_prompt": NEGATIVE}
+    before = pipe(**inputs(type(pipe), words(120), **arguments)).images
+    pipe(**inputs(type(pipe), words(998), **arguments))
+    assert np.array_equal(pipe(**inputs(type(pipe), words(120), **arguments)).images, before)
+
+
+def test_hooks_are_gone_after_an_exception(pipe):
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe(**inputs(type(pipe), words(100)), callback_on_step_end=fail)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in pipe.unet.modules())
+    with pytest.raises(KeyboardInterrupt):
+        pipe(**inputs(type(pipe), words(100)), callback_on_step_end=fail, weighting=None)
+    assert pipe._conditioning.weighting == "a1111"
+
+
+def test_windows_put_each_token_where_the_first_encoder_has_it(pipe):
+    """Against a naive reading: each window alone through the stock second encoder."""
+    prompt = words(190)
+    states, _, pooled, _ = pipe.encode_prompt(prompt)
+    ids = pipe.tokenizer_2(prompt, add_special_tokens=False, verbose=False).input_ids
+    windows = split_windows(pipe.tokenizer_2.convert_ids_to_tokens(ids))
+    assert len(windows) == 3
+    for i, window in enumerate(windows):
+        text = pipe.tokenizer_2.decode(ids[window.start : window.stop])
+        inputs_2 = pipe.tokenizer_2(text, padding="max_length", max_length=77, return_tensors="pt")
+        output = pipe.text_encoder_2(inputs_2.input_ids, output_hidden_states=True)
+        own = output.hidden_states[-2][0, 1 : 1 + len(window)]
+        torch.testing.assert_close(states[0, 1 + window.start : 1 + window.stop, 32:], own)
+        if i == 0:
+            torch.testing.assert_close(pooled, output.text_embeds)
+            torch.testing.assert_close(states[0, 0, 32:], output.hidden_states[-2][0, 0])
+        if i == 2:
+            torch.testing.assert_close(states[0, 191, 32:], output.hidden_states[-2][0, 1 + len(window)])
+            pipe.set_conditioning(pooled="last")
+            torch.testing.assert_close(pipe.encode_prompt(prompt)[2], output.text_embeds)
+
+
+def test_exclamation_marks_do_not_shift_the_second_encoder(pipe):
+    first, second = tokenize_texts(["wow!!! " + words(100)] * 2, pipe._slots(), Conditioning())
+    assert first.ids == second.ids
+
+
+def test_stretched_positions_are_long_clips_and_are_taken_back(pipe):
+    pipe.set_conditioning(overflow="stretch")
+    table = pipe.text_encoder_2.text_model.embeddings.position_embedding
+    states = pipe.encode_prompt([words(20), words(150)])[0]
+    assert pipe.text_encoder_2.text_model.embeddings.position_embedding is table
+
+    long_clip = text_encoder_2(max_position_embeddings=248)
+    weights = dict(pipe.text_encoder_2.state_dict())
+    name = "text_model.embeddings.position_embedding.weight"
+    weights[name] = stretch_position_embeddings(weights[name])
+    long_clip.load_state_dict(weights)
+    ids = pipe.tokenizer_2(words(150), return_tensors="pt", verbose=False).input_ids
+    expected = long_clip(ids, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(states[1:, :152, 32:], expected)
+    torch.testing.assert_close(states[:1, :77], pipe.encode_prompt(words(20))[0])
+
+
+def test_a_tulip_second_encoder_reads_everything_at_once():
+    second = tulip_encoder(1, TulipTextModelWithProjection)
+    pipe = StableDiffusionXLTulipPipeline(
+        **components(StableDiffusionXLTulipPipeline, text_encoder=tulip_encoder(), text_encoder_2=second)
+    )
+    prompt = words(148)
+    states, _, pooled, _ = pipe.encode_prompt(prompt)
+    ids = pipe.tokenizer_2(prompt, return_tensors="pt", verbose=False).input_ids
+    output = second(ids, output_hidden_states=True)
+    torch.testing.assert_close(states[:, :150, 32:], output.hidden_states[-2])
+    torch.testing.assert_close(pooled, output.text_embeds)
+
+
+def test_stock_encoders_in_both_slots_take_windows_too():
+    pipe = StableDiffusionXLTulipPipeline(**components(StableDiffusionXLTulipPipeline, text_encoder=text_encoder()))
+    assert pipe.encode_prompt(words(200))[0].shape == (1, 231, 64)
+
+
+def test_prompt_2_of_another_length_keeps_its_own_words_and_weights(pipe):
+    states = pipe.encode_prompt(words(20), prompt_2=f"{words(100)} (zebra:1.5)")[0]
+    plain = pipe.encode_prompt(words(20), prompt_2=f"{words(100)} zebra")[0]
+    assert states.shape == (1, 154, 64)
+    torch.testing.assert_close(states[..., :32], plain[..., :32])
+    torch.testing.assert_close(states[0, 101, 32:], 1.5 * plain[0, 101, 32:])
+
+
+def test_prompt_and_negative_of_any_lengths_share_one(pipe):
+    for prompt, negative in ((words(20), words(300)), (words(300), words(20)), ([words(9)] * 2, ["", words(99)])):
+        states, negatives, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=negative)
+        assert states.shape == negatives.shape
+        assert pooled.shape == negative_pooled.shape
+    with pytest.raises(ValueError, match="3 texts for a batch of 2"):
+        pipe.encode_prompt([words(9)] * 2, negative_prompt=["a", "b", "c"])
+
+
+def test_saved_embeddings_give_the_same_image(pipe):
+    prompts, negatives = [words(20), words(200)], ["bad", words(100)]
+    expected = pipe(**inputs(type(pipe), prompts, negative_prompt=negatives)).images
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = dict(zip(names, pipe.encode_prompt(prompts, negative_prompt=negatives), strict=True))
+    arguments = inputs(type(pipe), prompts) | {"prompt": None, **embeds}
+    assert np.array_equal(pipe(**arguments).images, expected)
+    only_positive = {name: embeds[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    arguments = inputs(type(pipe), prompts) | {"prompt": None, "negative_prompt": negatives, **only_positive}
+    np.testing.assert_allclose(pipe(**arguments).images, expected, atol=1e-5)
+
+
+def test_masked_padding_is_as_good_as_none(pipe):
+    prompt = words(200)
+    with pipe.conditioned(sequence_length="exact"):
+        exact = pipe(**inputs(type(pipe), prompt)).images
+    np.testing.assert_allclose(pipe(**inputs(type(pipe), prompt)).images, exact, atol=1e-5)
+
+
+def test_attention_scale_is_neutral_up_to_77_tokens(pipe):
+    for scale in (1.5, "log"):
+        short, long = (pipe(**inputs(type(pipe), words(n)), attention_scale=scale).images for n in (75, 200))
+        assert np.array_equal(short, pipe(**inputs(type(pipe), words(75))).images)
+        assert np.abs(long - pipe(**inputs(type(pipe), words(200))).images).max() > 1e-6
+        both = pipe(**inputs(type(pipe), [words(75), words(200)]), attention_scale=scale).images
+        np.testing.assert_allclose(both, np.concatenate([short, long]), atol=1e-4)
+
+
+def test_losses_are_told_once_for_each_prompt(pipe, caplog):
+    pipe.set_conditioning(overflow="truncate")
+    prompt = f"{words(80)} a zebra"
+    for _ in range(2):
+        pipe.encode_prompt(prompt)
+    (record,) = caplog.records
+    assert "text_encoder_2 reads 77 tokens and cannot see" in record.message
+    assert record.message.endswith('a zebra".') and "\n" not in record.message
+    pipe.encode_prompt(words(300))
+    assert "text_encoder was trained on 248 tokens" in caplog.records[1].message
+    assert len(caplog.records) == 2
+    pipe.encode_prompt(words(75))
+    assert len(caplog.records) == 2
+
+
+def test_breaks_end_windows(pipe):
+    tokens = tokenize(f"{words(30)} BREAK {words(60)}", pipe.tokenizer, "a1111")
+    assert tokens.breaks == {30}
+    assert split_windows(pipe.tokenizer.convert_ids_to_tokens(tokens.ids), breaks=tokens.breaks)[0].stop <= 75

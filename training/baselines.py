@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
+from tulip_diffusion.models.checkpoints import ClipTowers
 
 from .captions import CaptionCutter
 from .config import FinetuneArguments, LongCLIPArguments
@@ -14,7 +15,7 @@ from .contrastive import ContrastiveStage, Features
 from .loop import Figures, build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components
 from .teacher import long_batch, pad_ids
-from .towers import ClipTowers, Pair, pair_batch, stretch_positions
+from .towers import Pair, pair_batch, stretch_positions
 
 LONGCLIP_KEPT_POSITIONS = 20
 
@@ -30,10 +31,10 @@ class Finetuning(ContrastiveStage):
 
     def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
         if arguments.stretch:
-            stretch_positions(towers.text)
-        window = towers.text.config.max_position_embeddings
+            stretch_positions(towers.text_encoder)
+        window = towers.text_encoder.config.max_position_embeddings
         cutter = CaptionCutter(tokenizer, window, window, short="cut", sub_captions="none", seed=arguments.seed)
-        super().__init__(towers.text, towers, tokenizer, data, cutter, arguments)
+        super().__init__(towers.text_encoder, towers, tokenizer, data, cutter, arguments)
 
     def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         return pair_batch(pairs) | {"short_ids": pad_ids([pair.cut.short_ids for pair in pairs], self.pad_id)}
@@ -53,12 +54,12 @@ class LongClip(ContrastiveStage):
     arguments: LongCLIPArguments
 
     def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
-        stretch_positions(towers.text, freeze=LONGCLIP_KEPT_POSITIONS, keep=LONGCLIP_KEPT_POSITIONS)
-        window = towers.text.config.max_position_embeddings
+        stretch_positions(towers.text_encoder, freeze=LONGCLIP_KEPT_POSITIONS, keep=LONGCLIP_KEPT_POSITIONS)
+        window = towers.text_encoder.config.max_position_embeddings
         cutter = CaptionCutter(
             tokenizer, window, window, short="first-sentence", sub_captions="none", seed=arguments.seed
         )
-        super().__init__(towers.text, towers, tokenizer, data, cutter, arguments)
+        super().__init__(towers.text_encoder, towers, tokenizer, data, cutter, arguments)
 
     def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         cuts = [pair.cut for pair in pairs]

@@ -55,19 +55,25 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
         max_bad_share=sources.max_bad_share,
     )
     tokenizer = load.tokenizer(sources.tokenizer, arguments)
+    student = load.student(sources.student)
     if stage == "distill":
         from .distill import distill
 
-        distill(load.text_encoder(sources.teacher), tokenizer, data, arguments, load.student(sources.student))
-    elif stage == "expand":
+        teacher = load.text_encoder(sources.teacher, sources.hidden_act)
+        distill(teacher, tokenizer, data, arguments, student)
+        return
+    towers = load.clip(sources.teacher, sources.hidden_act)
+    if stage == "expand":
         from .expand import expand
 
-        expand(load.clip(sources.teacher), tokenizer, data, arguments, load.student(sources.student))
+        if student is None:
+            raise ValueError("train expand goes on from stage 1: name its output folder with --student.")
+        expand(towers, tokenizer, data, arguments, student)
     else:
         from .baselines import finetune_clip, long_clip
 
         baseline = finetune_clip if stage == "finetune-clip" else long_clip
-        baseline(load.clip(sources.teacher), tokenizer, data, arguments)
+        baseline(towers, tokenizer, data, arguments)
 
 
 def main() -> None:

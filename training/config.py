@@ -16,6 +16,9 @@ class Sources:
     """Where a stage's models and captions come from."""
 
     teacher: str | None = option(None, "CLIP model to learn from: a folder, a file or a Hub id. Required.")
+    hidden_act: Literal["gelu", "quick_gelu"] | None = option(
+        None, "Activation of a teacher file that does not say it; OpenAI's weights have quick_gelu."
+    )
     student: str | None = option(None, "Text encoder to go on from, for instance stage 1's output folder.")
     data: str | None = option(None, "Captions: a .json, .csv, .tsv, .jsonl or .tar file, a folder, a Hub id. Needed.")
     data_format: Literal["auto", "sharegpt4v", "csv", "jsonl", "webdataset", "datasets"] = option(

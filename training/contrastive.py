@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
+from tulip_diffusion.models.checkpoints import ClipTowers
 
 from .captions import CaptionCutter
 from .config import ContrastiveArguments
 from .distill import StudentReader, TextStates, prepare_tower, unprefixed
 from .loop import Figures, Stage
 from .teacher import padding_id
-from .towers import ClipTowers, PairRows, image_processor, join_positions, save_image_tower
+from .towers import PairRows, image_processor, join_positions, save_image_tower
 
 LOGIT_SCALE_LIMIT = math.log(100)  # CLIP's clamp
 
@@ -80,8 +81,10 @@ class ContrastiveStage(Stage):
         arguments: ContrastiveArguments,
         draws: int = 1,
     ):
+        if towers.image_encoder is None or towers.logit_scale is None:
+            raise ValueError(f"{self.name} compares texts with images, but the teacher is a text encoder alone.")
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
-        self.text, self.image = text, towers.image
+        self.text, self.image = text, towers.image_encoder
         for tower, name in ((self.text, "text"), (self.image, "image")):
             prepare_tower(tower, arguments, trained=arguments.train in ("both", name))
         self.module = TwoTowers(self.text, self.image, towers.logit_scale)

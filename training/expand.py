@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
+from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
 from .config import ExpandArguments
@@ -23,7 +24,7 @@ from .distill import caption_cutter, hidden_figures
 from .loop import Figures, build_accelerator, run_stage
 from .losses import contrastive_loss
 from .teacher import Teacher, long_batch, short_batch, sub_caption_batch
-from .towers import ClipTowers, Pair, pair_batch
+from .towers import Pair, pair_batch
 
 
 def expand_positions(student: TulipTextModelWithProjection, window: int, length: int, alpha: float) -> None:
@@ -66,14 +67,14 @@ class Expansion(ContrastiveStage):
         data: CaptionData,
         arguments: ExpandArguments,
     ):
-        window = towers.text.config.max_position_embeddings
+        window = towers.text_encoder.config.max_position_embeddings
         expand_positions(student, window, max(arguments.length, window), arguments.ntk_alpha)
         cutter = caption_cutter(tokenizer, arguments, window, arguments.short_captions)
         self.anchored = arguments.anchor_weight > 0 and arguments.train != "image"
         if not self.anchored:
             cutter.sub_captions = "none"
-        towers.text.set_attn_implementation(arguments.attn)
-        self.teacher = Teacher(towers.text, most_moving=arguments.subset_choice == "most-moving")
+        towers.text_encoder.set_attn_implementation(arguments.attn)
+        self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(student, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
 
     def begin(self, accelerator: Accelerator) -> None:

@@ -1,17 +1,10 @@
 """Loading what the command line names."""
 
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    CLIPModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tulip_diffusion.models.checkpoints import ClipTowers, load_clip, load_text_encoder
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.tokenization import load_tokenizer
-
-from .towers import ClipTowers
 
 
 def tokenizer(source: str | None, arguments) -> PreTrainedTokenizerBase:
@@ -21,19 +14,26 @@ def tokenizer(source: str | None, arguments) -> PreTrainedTokenizerBase:
     return load_tokenizer(max_length=getattr(arguments, "length", 248), clean=True)
 
 
-def text_encoder(source: str) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection.from_pretrained(source, dtype="float32")
+def text_encoder(source: str, hidden_act: str | None = None):
+    """The teacher's text encoder; `hidden_act` is what a file without a configuration cannot say."""
+    return load_text_encoder(source, **overrides(hidden_act))
 
 
-def clip(source: str) -> ClipTowers:
-    return ClipTowers.from_clip(CLIPModel.from_pretrained(source, dtype="float32"))
+def clip(source: str, hidden_act: str | None = None) -> ClipTowers:
+    return load_clip(source, **overrides(hidden_act))
+
+
+def overrides(hidden_act: str | None) -> dict[str, str]:
+    return {} if hidden_act is None else {"hidden_act": hidden_act}
 
 
 def student(source: str | None) -> TulipTextModelWithProjection | None:
     """The encoder to go on from; a CLIP text encoder is refused, because it has other positions."""
     if source is None:
         return None
-    model_type = AutoConfig.from_pretrained(source).model_type
-    if model_type != "tulip_text_model":
-        raise ValueError(f"--student {source} is a {model_type}. It must be an encoder that `train distill` made.")
-    return TulipTextModelWithProjection.from_pretrained(source, dtype="float32")
+    encoder = load_text_encoder(source)
+    if not isinstance(encoder, TulipTextModelWithProjection):
+        raise ValueError(
+            f"--student {source} is a {type(encoder).__name__}, not an encoder that `train distill` made."
+        )
+    return encoder

@@ -1,6 +1,5 @@
 """CLIP's two towers as the contrastive stages take, train and save them."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import (
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextModelWithProjection,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from tulip_diffusion.data import BadRow, CaptionData
 from tulip_diffusion.models.positions import stretch_position_embeddings
@@ -23,27 +17,6 @@ from tulip_diffusion.models.positions import stretch_position_embeddings
 from .captions import CaptionCutter, CutCaption
 
 ROWS_TRIED = 100  # neighbours to try before the images count as missing altogether
-
-
-@dataclass
-class ClipTowers:
-    """A text tower, an image tower, and the logarithm of the scale of their similarities."""
-
-    text: CLIPTextModelWithProjection
-    image: CLIPVisionModelWithProjection
-    logit_scale: float
-
-    @classmethod
-    def from_clip(cls, clip: CLIPModel) -> "ClipTowers":
-        """The towers of `clip`, in memory of their own."""
-        projection = {"projection_dim": clip.config.projection_dim}
-        text_config = clip.config.text_config.__class__.from_dict(clip.config.text_config.to_dict() | projection)
-        image_config = clip.config.vision_config.__class__.from_dict(clip.config.vision_config.to_dict() | projection)
-        weights = copy.deepcopy(clip.state_dict())
-        text, image = CLIPTextModelWithProjection(text_config), CLIPVisionModelWithProjection(image_config)
-        for tower, prefixes in ((text, ("text_model.", "text_proj")), (image, ("vision_model.", "visual_proj"))):
-            tower.load_state_dict({name: w for name, w in weights.items() if name.startswith(prefixes)})
-        return cls(text.eval(), image.eval(), clip.logit_scale.item())
 
 
 class LearnedPositions(nn.Module):

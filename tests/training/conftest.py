@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from tulip_diffusion.models.checkpoints import load_clip
 from tulip_diffusion.tokenization import load_tokenizer
 
 COLORS = ("red", "blue", "green", "yellow", "black", "white")
@@ -60,6 +61,14 @@ def clip():
         "num_attention_heads": 2,
         "image_size": 32,
         "patch_size": 16,
+        "projection_dim": 16,
     }
     config = CLIPConfig(text_config=tiny_text_config(), vision_config=vision, projection_dim=16)
     return CLIPModel(config).eval()
+
+
+@pytest.fixture
+def load_towers(clip, tmp_path):
+    """Loads `clip`'s towers, anew in each call."""
+    clip.save_pretrained(tmp_path / "clip")
+    return lambda: load_clip(tmp_path / "clip")

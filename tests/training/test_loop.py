@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection
+from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, from_clip, stretch_position_embeddings
 from tulip_diffusion.data import CaptionData, open_captions
 from tulip_diffusion.training.baselines import finetune_clip, long_clip
 from tulip_diffusion.training.config import DistillArguments, ExpandArguments, FinetuneArguments, LongCLIPArguments
@@ -16,7 +16,6 @@ from tulip_diffusion.training.contrastive import LOGIT_SCALE_LIMIT
 from tulip_diffusion.training.distill import distill
 from tulip_diffusion.training.expand import expand
 from tulip_diffusion.training.loop import learning_rate
-from tulip_diffusion.training.towers import ClipTowers
 
 from .conftest import make_caption
 
@@ -57,10 +56,8 @@ def captions(count=32):
     return CaptionData([make_caption(number, 3 + number % 12) for number in range(count)])
 
 
-def student_of(clip):
-    from tulip_diffusion import from_clip
-
-    return from_clip(ClipTowers.from_clip(clip).text)
+def student_of(towers):
+    return from_clip(towers.text_encoder)
 
 
 def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
@@ -77,15 +74,15 @@ def test_distilling_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, teache
 
 
 @pytest.mark.parametrize("stage", ["expand", "longclip"])
-def test_contrasting_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, clip, pairs, stage):
+def test_contrasting_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, load_towers, pairs, stage):
     data = open_captions(str(pairs), with_images=True)
     for name, chunk in (("whole", None), ("chunks", 2)):
         if stage == "expand":
             given = arguments(ExpandArguments, tmp_path / name, chunk_size=chunk, hard_negative_margin=0.5)
-            expand(ClipTowers.from_clip(clip), tokenizer, data, given, student_of(clip))
+            expand(load_towers(), tokenizer, data, given, student_of(load_towers()))
         else:
             given = arguments(LongCLIPArguments, tmp_path / name, chunk_size=chunk, components=3, learning_rate=1e-3)
-            long_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+            long_clip(load_towers(), tokenizer, data, given)
     assert history(tmp_path / "chunks")[-1] == pytest.approx(history(tmp_path / "whole")[-1], rel=1e-4)
     assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)
     assert_same_weights(tmp_path / "whole" / "image_encoder", tmp_path / "chunks" / "image_encoder", atol=1e-5)
@@ -112,10 +109,10 @@ def test_stage_1_trains_the_student_alone_and_keeps_the_token_table(tmp_path, to
     assert "text_model.embeddings.token_embedding.weight" not in changed and len(changed) > 20
 
 
-def test_a_cope_student_is_distilled_and_expanded(tmp_path, tokenizer, clip, pairs):
-    towers = ClipTowers.from_clip(clip)
+def test_a_cope_student_is_distilled_and_expanded(tmp_path, tokenizer, load_towers, pairs):
+    towers = load_towers()
     given = arguments(DistillArguments, tmp_path / "1", position_encoding="cope")
-    student = distill(towers.text, tokenizer, captions(), given)
+    student = distill(towers.text_encoder, tokenizer, captions(), given)
     assert any(student.text_model.encoder.layers[0].self_attn.cope.table.flatten() != 0)
     data = open_captions(str(pairs), with_images=True)
     expand(towers, tokenizer, data, arguments(ExpandArguments, tmp_path / "2"), student)
@@ -123,10 +120,10 @@ def test_a_cope_student_is_distilled_and_expanded(tmp_path, tokenizer, clip, pai
         expand(towers, tokenizer, data, arguments(ExpandArguments, tmp_path / "3", length=300), student)
 
 
-def test_stage_2_writes_ntk_scaling_into_the_config_and_both_towers(tmp_path, tokenizer, clip, pairs):
+def test_stage_2_writes_ntk_scaling_into_the_config_and_both_towers(tmp_path, tokenizer, clip, load_towers, pairs):
     data = open_captions(str(pairs), with_images=True)
     given = arguments(ExpandArguments, tmp_path, short_captions="random-subset")
-    expand(ClipTowers.from_clip(clip), tokenizer, data, given, student_of(clip))
+    expand(load_towers(), tokenizer, data, given, student_of(load_towers()))
     config = TulipTextModel.from_pretrained(tmp_path).config
     expected = {"rope_type": "ntk", "rope_theta": 10000.0, "alpha": 8.0, "base_length": 77, "length": 248}
     assert config.rope_parameters == expected and config.max_position_embeddings == 248
@@ -137,56 +134,56 @@ def test_stage_2_writes_ntk_scaling_into_the_config_and_both_towers(tmp_path, to
     assert run["logit_scale"] <= LOGIT_SCALE_LIMIT and run["logit_scale"] != clip.logit_scale.item()
 
 
-def test_lambda_weighs_short_against_long_captions(tmp_path, tokenizer, clip, pairs):
+def test_lambda_weighs_short_against_long_captions(tmp_path, tokenizer, load_towers, pairs):
     data = open_captions(str(pairs), with_images=True)
     given = arguments(ExpandArguments, tmp_path, anchor_weight=0.0, short_weight=0.2)
-    expand(ClipTowers.from_clip(clip), tokenizer, data, given, student_of(clip))
+    expand(load_towers(), tokenizer, data, given, student_of(load_towers()))
     for line in history(tmp_path):
         assert line["loss"] == pytest.approx(0.2 * line["short_loss"] + 0.8 * line["long_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("trained", ["text", "image"])
-def test_the_other_tower_stays_as_it_was(tmp_path, tokenizer, clip, pairs, trained):
+def test_the_other_tower_stays_as_it_was(tmp_path, tokenizer, clip, load_towers, pairs, trained):
     data = open_captions(str(pairs), with_images=True)
     given = arguments(FinetuneArguments, tmp_path, train=trained)
-    finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    finetune_clip(load_towers(), tokenizer, data, given)
     text = CLIPTextModelWithProjection.from_pretrained(tmp_path)
     image = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder")
     assert torch.equal(text.text_projection.weight, clip.text_projection.weight) == (trained == "image")
     assert torch.equal(image.visual_projection.weight, clip.visual_projection.weight) == (trained == "text")
 
 
-def test_long_clip_keeps_the_first_twenty_positions_and_trains_the_stretched_ones(tmp_path, tokenizer, clip, pairs):
-    from tulip_diffusion import stretch_position_embeddings
-
+def test_long_clip_keeps_the_first_twenty_positions_and_trains_the_stretched_ones(
+    tmp_path, tokenizer, clip, load_towers, pairs
+):
     data = open_captions(str(pairs), with_images=True)
     given = arguments(LongCLIPArguments, tmp_path, components=4, learning_rate=1e-3, weight_decay=0.5)
-    trained = long_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    trained = long_clip(load_towers(), tokenizer, data, given)
     table = stretch_position_embeddings(clip.text_model.embeddings.position_embedding.weight.detach())
     after = trained.text_model.embeddings.position_embedding.weight
     assert after.shape == (248, 32)
     assert torch.equal(after[:20], table[:20]) and not torch.equal(after[20:200], table[20:200])
 
 
-def test_fine_tuned_clip_may_have_stretched_positions(tmp_path, tokenizer, clip, pairs):
+def test_fine_tuned_clip_may_have_stretched_positions(tmp_path, tokenizer, load_towers, pairs):
     data = open_captions(str(pairs), with_images=True)
     for stretch, positions in ((False, 77), (True, 248)):
         given = arguments(FinetuneArguments, tmp_path / str(stretch), stretch=stretch)
-        trained = finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+        trained = finetune_clip(load_towers(), tokenizer, data, given)
         assert trained.config.max_position_embeddings == positions
 
 
-def test_broken_images_are_replaced_counted_and_too_many_stop_the_run(tmp_path, tokenizer, clip, pairs, caplog):
+def test_broken_images_are_replaced_counted_and_too_many_stop_the_run(tmp_path, tokenizer, load_towers, pairs, caplog):
     for number in (3, 17):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"broken")
     data = open_captions(str(pairs), with_images=True, max_bad_share=0.1)
     given = arguments(FinetuneArguments, tmp_path / "out", steps=10, num_workers=1)
-    finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+    finetune_clip(load_towers(), tokenizer, data, given)
     assert len(history(tmp_path / "out")) == 10
     assert "data.jsonl line 4" in caplog.text and "data.jsonl line 18" in caplog.text
     data = open_captions(str(pairs), with_images=True, max_bad_share=0.01)
     with pytest.raises(ValueError, match=r"more than the share of 0\.01"):
-        finetune_clip(ClipTowers.from_clip(clip), tokenizer, data, given)
+        finetune_clip(load_towers(), tokenizer, data, given)
 
 
 def test_a_moving_average_is_what_is_saved(tmp_path, tokenizer, teacher):

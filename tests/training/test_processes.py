@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from tulip_diffusion import from_clip
 from tulip_diffusion.training import commands
-from tulip_diffusion.training.towers import ClipTowers
 
 from .conftest import make_caption
 
@@ -46,10 +45,9 @@ def finish(*processes):
 
 
 @pytest.fixture
-def workplace(tmp_path, clip, tokenizer):
+def workplace(tmp_path, load_towers):
     """A CLIP, its untrained student, and 64 captioned images, as flags for the command line."""
-    clip.save_pretrained(tmp_path / "clip")
-    from_clip(ClipTowers.from_clip(clip).text).save_pretrained(tmp_path / "student")
+    from_clip(load_towers().text_encoder).save_pretrained(tmp_path / "student")
     lines = []
     for number in range(64):
         color = (4 * number, 255 - 4 * number, 128)

@@ -209,6 +209,17 @@ def test_the_evaluation_command_writes_figures_a_plot_and_a_contact_sheet(family
     assert (tmp_path / "position.png").exists() and (tmp_path / "contact_sheet.png").exists()
 
 
+def test_the_reading_command_reads_both_slots_and_nothing_beyond_what_an_encoder_saw(family, tmp_path):
+    parser = argparse.ArgumentParser()
+    generate.register_evaluation(parser.add_subparsers())
+    line = f"reading --assets {family / 'assets'} --out {tmp_path} --encoders clip tulip --count 2"
+    options = parser.parse_args(line.split())
+    options.run(options)
+    results = json.loads((tmp_path / "reading.json").read_text())["results"]
+    assert list(results) == ["clip l", "clip g", "tulip l", "tulip g"]
+    assert results["clip l"]["colour by position"]["77-154"]["right"] == 0.0
+
+
 @pytest.fixture
 def command(family):
     parser = argparse.ArgumentParser()

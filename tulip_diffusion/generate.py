@@ -44,29 +44,42 @@ def register(subparsers: Any) -> None:
         command.add_argument("--steps", type=int, help="denoising steps (default 25, or 50 with --model)")
         command.add_argument("--guidance", type=float, help="guidance scale (default 3, or 5 with --model)")
         command.add_argument("--device", help="cpu, cuda, mps … (default: the best there is with --model, else cpu)")
-        command.add_argument("--assets", type=Path, help="folder of an embedded family trained by yourself")
+        command.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
 def register_evaluation(subparsers: Any) -> None:
-    """`evaluate generation`, which stands here because it draws with the embedded family."""
-    from .evaluation.generation import add_arguments
+    """`evaluate generation` and `evaluate reading`, which stand here because they load the embedded family."""
+    from .evaluation import generation, reading
 
-    parser = subparsers.add_parser(
+    drawing = subparsers.add_parser(
         "generation",
         help="detail accuracy by token position, reference accuracy by distance",
         description="Draw prompts of the embedded family's world and read the pictures exactly. Writes figures "
         "(generation.json), plots and a contact sheet.",
     )
-    add_arguments(parser)
-    parser.add_argument("--assets", type=Path, help="folder of an embedded family trained by yourself")
-    parser.set_defaults(run=run_evaluation)
+    states = subparsers.add_parser(
+        "reading",
+        help="what can be read off the text states, references by distance",
+        description="Read place, kind and colour off the text states that the UNet is given, at the end of every "
+        "sentence, with heads fitted to CLIP's own states. Writes reading.json.",
+    )
+    for parser, module, run in ((drawing, generation, run_generation), (states, reading, run_reading)):
+        module.add_arguments(parser)
+        parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
+        parser.set_defaults(run=run)
 
 
-def run_evaluation(options: argparse.Namespace) -> None:
+def run_generation(options: argparse.Namespace) -> None:
     from .evaluation.generation import run
 
-    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets or ASSETS))
+    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets))
+
+
+def run_reading(options: argparse.Namespace) -> None:
+    from .evaluation.reading import run
+
+    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets), options.assets / "read_out")
 
 
 def run_generate(options: argparse.Namespace) -> None:
@@ -160,7 +173,7 @@ def load_pipeline(options: argparse.Namespace, encoder: str | None) -> Any:
     """The embedded family with one of its encoders, or a real model, its first encoder replaced where one is given."""
     model, device = options.model, options.device
     if model is None:
-        return load_embedded_pipeline(encoder or "tulip", options.assets or ASSETS).to(device or "cpu")
+        return load_embedded_pipeline(encoder or "tulip", options.assets).to(device or "cpu")
     import torch
 
     from .pipelines import StableDiffusionXLTulipPipeline

@@ -164,50 +164,70 @@ def pad_sentences(rng: np.random.Generator, sentences: list[Sentence], tokens: i
         sentences.insert(index, Sentence(aside))
 
 
+class Reader:
+    """Reads sentences one after the other and remembers what was mentioned, as `Writer` does when it writes them."""
+
+    def __init__(self):
+        self.cabinet = next(iter(CABINETS))
+        self.kinds: dict[int, str] = {}  # by place, in order of mention
+        self.colours: dict[int, str] = {}
+        self.sentences: list[Sentence] = []
+
+    def read(self, text: str) -> None:
+        known = read_sentence(text if text.endswith(".") else text + ".")
+        if known is None:
+            self.sentences.append(Sentence(text))
+            return
+        role, words = known
+        referent = self.referent(words["other"]) if "other" in words else None
+        places = self.places(role, words, referent)
+        if role == "cabinet":
+            self.cabinet = words["cabinet"]
+        colour = words.get("colour") or self.colours.get(-1 if referent is None else referent)
+        for place in places:
+            if role not in ("it", "every"):
+                self.kinds[place] = words["kind"]
+            if colour is not None:
+                self.colours[place] = colour
+        self.sentences.append(Sentence(text, role, places, referent))
+
+    def referent(self, kind: str) -> int | None:
+        """The place of "the tulip", None unless exactly one was mentioned."""
+        places = [place for place, mentioned in self.kinds.items() if mentioned == kind]
+        return places[0] if len(places) == 1 else None
+
+    def places(self, role: str, words: Mapping[str, str], referent: int | None) -> tuple[int, ...]:
+        """The places that a sentence speaks of."""
+        if role == "it":
+            return tuple(self.kinds)[-1:]
+        if role == "every":
+            return tuple(place for place, kind in self.kinds.items() if kind == words["kind"])
+        if role == "place":
+            beside = -1 if referent is None else referent + SIDES[words["side"]]
+            return (beside,) if 0 <= beside < PLACES else ()
+        if role == "cabinet":
+            return ()
+        return (ROWS.index(words["row"]) * len(COLUMNS) + COLUMNS.index(words["column"]),)
+
+    def scene(self) -> Scene:
+        things: list[Thing | None] = [None] * PLACES
+        for place, kind in self.kinds.items():
+            if place in self.colours:
+                things[place] = Thing(kind, self.colours[place])
+        return Scene(self.cabinet, tuple(things))
+
+
 def parse_caption(text: str) -> Caption:
     """Read a text of this world back, resolving its references; sentences that it does not know are asides.
 
     Raises:
         ValueError: the text says nothing that the world could show.
     """
-    cabinet, things, sentences = next(iter(CABINETS)), [None] * PLACES, []
-    mentioned: list[int] = []
-    kinds: dict[int, str] = {}
-    colours: dict[int, str] = {}
+    reader = Reader()
     for part in re.findall(r"[^.]+\.?", text):
-        known = read_sentence(part if part.endswith(".") else part + ".")
-        if known is None:
-            sentences += [Sentence(part.strip())] if part.strip() else []
-            continue
-        role, words = known
-        places: tuple[int, ...] = ()
-        referent = None
-        if "other" in words:
-            same = [place for place in mentioned if kinds[place] == words["other"]]
-            referent = same[0] if len(same) == 1 else None
-        if role == "cabinet":
-            cabinet = words["cabinet"]
-        elif role == "it":
-            places = tuple(mentioned[-1:])
-        elif role == "every":
-            places = tuple(place for place in mentioned if kinds[place] == words["kind"])
-        elif role == "place":
-            if referent is not None and 0 <= referent + SIDES[words["side"]] < PLACES:
-                places = (referent + SIDES[words["side"]],)
-        else:
-            places = (ROWS.index(words["row"]) * len(COLUMNS) + COLUMNS.index(words["column"]),)
-        colour = words.get("colour") or (colours.get(referent) if referent is not None else None)
-        for place in places:
-            if role not in ("it", "every"):
-                mentioned.append(place)
-                kinds[place] = words["kind"]
-            if colour is not None:
-                colours[place] = colour
-        sentences.append(Sentence(part.strip(), role, places, referent))
-    for place in mentioned:
-        if place in colours:
-            things[place] = Thing(kinds[place], colours[place])
-    caption = Caption(Scene(cabinet, tuple(things)), tuple(sentences))
+        if part.strip():
+            reader.read(part.strip())
+    caption = Caption(reader.scene(), tuple(reader.sentences))
     if not caption.claims:
         raise ValueError(f"Nothing in {text[:60]!r} says which thing of which colour stands in which place.")
     return caption

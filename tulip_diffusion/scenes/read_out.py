@@ -1,6 +1,9 @@
 """Reads place, kind and colour off a text encoder's states: what an encoder knows, apart from what a UNet draws."""
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .captions import Caption, Sentence
@@ -21,6 +24,14 @@ class ReadOut(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.place(states), self.kind(states), self.colour(states)
+
+
+def load_read_out(path: Path) -> ReadOut:
+    """Heads from a file, as wide as the states that they were fitted to."""
+    weights = {name: weight.float() for name, weight in load_file(path).items()}
+    heads = ReadOut(weights["place.weight"].shape[1])
+    heads.load_state_dict(weights)
+    return heads
 
 
 def sentence_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}"; }
 # What SDXL has: VAE, two CLIPs of 77 tokens, and a UNet that is trained on their states and never again.
 part vae --out "$FOLDER/vae" --steps 1600 --seed "$SEED"
 part clip l --out "$FOLDER/clip-l" --steps 900 --seed "$SEED"
-part clip g --start "$FOLDER/clip-l" --out "$FOLDER/clip-g" --steps 250 --seed "$SEED"
+part clip g --start "$FOLDER/clip-l" --out "$FOLDER/clip-g" --steps 60 --learning-rate 5e-4 --seed "$SEED"
 part unet --folder "$FOLDER" --steps 12000 --seed "$SEED"
 
 # Encoders for its two slots that read further.

@@ -46,7 +46,7 @@ def scale_keys(module: nn.Module, args: tuple, keys: Tensor, scale: float | str)
     if states.shape[1] <= CLIP_LENGTH:
         return None
     tokens = visible_tokens(states).sum(dim=-1).float()
-    factor = tokens.log() / math.log(CLIP_LENGTH) if scale == "log" else torch.full_like(tokens, scale)
+    factor = tokens.log() / math.log(CLIP_LENGTH) if isinstance(scale, str) else torch.full_like(tokens, scale)
     return keys * factor.where(tokens > CLIP_LENGTH, 1.0).to(keys.dtype)[:, None, None]
 
 

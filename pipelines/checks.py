@@ -1,8 +1,13 @@
 """Checks of a pipeline's components, each with a sentence that says what to pass instead."""
 
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from ..models.checkpoints import load_text_encoder
@@ -15,9 +20,38 @@ def first_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder.text_model if isinstance(encoder, CLIPTextModelWithProjection) else encoder
 
 
-def load_first_encoder(source: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load an encoder for SDXL's first slot from any `source` that [`load_text_encoder`] knows."""
+def load_first_encoder(source: str, dtype: torch.dtype | dict | None = None) -> PreTrainedModel:
+    """Load an encoder for SDXL's first slot from any `source` that [`load_text_encoder`] knows.
+
+    `dtype` is what [`~diffusers.DiffusionPipeline.from_pretrained`] takes: one for all, or one for each component.
+    """
+    if isinstance(dtype, dict):
+        dtype = dtype.get("text_encoder", dtype.get("default"))
     return first_encoder(load_text_encoder(source)).to(dtype=dtype)
+
+
+def check_folder(folder: str | os.PathLike, passed: Collection[str]) -> None:
+    """Look through a pipeline's folder for parts that are missing or cut short; a Hub id is let through.
+
+    Raises:
+        ValueError: a component that is not among those `passed` has no folder, or a damaged file.
+    """
+    index = Path(folder) / "model_index.json"
+    if not index.is_file():
+        return
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    for name in (name for name, entry in entries.items() if isinstance(entry, list) and entry[0]):
+        part = index.parent / name
+        if name in passed:
+            continue
+        if not part.is_dir():
+            raise ValueError(f"{folder} has no folder {name!r}. Complete it, or pass {name}=… to from_pretrained.")
+        for file in part.glob("*.safetensors"):
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{file} is damaged ({error}). Save or download it again.") from error
 
 
 def check_components(components: dict[str, Any]) -> None:

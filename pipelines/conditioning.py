@@ -131,7 +131,8 @@ def encode_texts(
             )
             parts.append(part.to(device))
         states.append(torch.cat(parts, dim=-1))
-        pooled.append(vectors)  # the last slot's
+        assert vectors is not None  # the last slot's encoder has a projection, see checks.py
+        pooled.append(vectors)
     return pad_states(torch.cat(states), padded_length(max(lengths), options)), torch.cat(pooled)
 
 

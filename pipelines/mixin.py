@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
@@ -13,16 +14,21 @@ from torch import Tensor, nn
 
 from ..windows import CONTEXTS, PromptDescription, describe_prompt
 from .attention import long_context_attention
-from .checks import check_components, first_encoder, load_first_encoder
+from .checks import check_components, check_folder, first_encoder, load_first_encoder
 from .conditioning import Conditioning, Slot, encode_texts, pad_states, tokenize_texts
 from .weighting import parse_weights, tokenize
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline as Stock  # or whichever class the mixin stands before
+else:
+    Stock = object
 
 logger = logging.getLogger(__name__)
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Conditioning)}
 
 
-class TulipPromptMixin:
+class TulipPromptMixin(Stock):
     """Long prompts, prompt weights and prompt descriptions for a stock SDXL pipeline class.
 
     Every option of [`Conditioning`] is a keyword of the constructor, of [`set_conditioning`], and of a single call:
@@ -46,14 +52,15 @@ class TulipPromptMixin:
         [`~diffusers.DiffusionPipeline.from_pretrained`].
         """
         if tulip is not None:
-            kwargs["text_encoder"] = load_first_encoder(tulip, kwargs.get("dtype", kwargs.get("torch_dtype")))
+            kwargs["text_encoder"] = load_first_encoder(tulip, kwargs.get("dtype") or kwargs.get("torch_dtype"))
+        check_folder(pretrained_model_name_or_path, passed=kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path, *, tulip: str | None = None, **kwargs):
         """[`~diffusers.loaders.FromSingleFileMixin.from_single_file`], with `tulip` as in [`from_pretrained`]."""
         if tulip is not None:
-            kwargs["text_encoder"] = load_first_encoder(tulip, kwargs.get("dtype", kwargs.get("torch_dtype")))
+            kwargs["text_encoder"] = load_first_encoder(tulip, kwargs.get("dtype") or kwargs.get("torch_dtype"))
         return super().from_single_file(pretrained_model_link_or_path, **kwargs)
 
     @classmethod
@@ -120,12 +127,12 @@ class TulipPromptMixin:
         share one length, and their pooled vectors. States of exact zeros are padding that cross-attention leaves out.
         """
         device = device or self._execution_device
-        positive, negative = [], []
-        if prompt_embeds is None:
-            positive = _per_image(prompt, prompt_2)
+        positive = _per_image(prompt, prompt_2) if prompt_embeds is None else []
         zeroed = negative_prompt is None and self.config.force_zeros_for_empty_prompt
+        negative = []
         if do_classifier_free_guidance and negative_prompt_embeds is None and not zeroed:
-            negative = _per_image(negative_prompt or "", negative_prompt_2, len(positive) or len(prompt_embeds))
+            batch = len(positive) if prompt_embeds is None else len(prompt_embeds)
+            negative = _per_image(negative_prompt or "", negative_prompt_2, batch)
         if positive or negative:
             with self._lora_scaled(lora_scale):
                 states, pooled = self._encode(positive, negative, clip_skip, device)
@@ -137,7 +144,7 @@ class TulipPromptMixin:
             negative_prompt_embeds = states[len(positive) :]
             if negative_pooled_prompt_embeds is None:
                 negative_pooled_prompt_embeds = pooled[len(positive) :]
-        if negative_prompt_embeds is not None:
+        if prompt_embeds is not None and negative_prompt_embeds is not None:
             length = max(prompt_embeds.shape[1], negative_prompt_embeds.shape[1])
             prompt_embeds = pad_states(prompt_embeds, length)
             negative_prompt_embeds = pad_states(negative_prompt_embeds, length)

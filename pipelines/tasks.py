@@ -23,7 +23,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from diffusers.pipelines import auto_pipeline
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 
 from .mixin import TulipPromptMixin
 
@@ -143,6 +143,7 @@ def tulip_pipeline(stock: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
 def register() -> None:
     """Let diffusers find our classes by name: `DiffusionPipeline.from_pretrained` and the AutoPipelines."""
     LOADABLE_CLASSES["tulip_diffusion"] = {name: ["save_pretrained", "from_pretrained"] for name in COMPONENTS}
+    ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["tulip_diffusion"])
     for pipeline in PIPELINES:
         setattr(diffusers, pipeline.__name__, pipeline)
         setattr(diffusers.pipelines, pipeline.__name__, pipeline)

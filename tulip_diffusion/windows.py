@@ -81,7 +81,7 @@ def describe_prompt(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     tokens = tokenizer.convert_ids_to_tokens(encoded.input_ids)
     starts = [start for start, _ in encoded.offset_mapping]
-    word_starts = []  # for each token, where the word that it belongs to begins
+    word_starts: list[int] = []  # for each token, where the word that it belongs to begins
     for i, start in enumerate(starts):
         inside_word = i > 0 and not tokens[i - 1].endswith("</w>")
         word_starts.append(word_starts[-1] if inside_word else start)

@@ -125,8 +125,8 @@ def picture(seed: int, size: int = 32) -> Image.Image:
 
 
 def inputs(pipeline_class: type, prompt, **overrides) -> dict:
-    """Arguments of a short run of `pipeline_class` on `prompt`, one text or a list; the same noise for each prompt."""
-    batch = 1 if isinstance(prompt, str) else len(prompt)
+    """Arguments of a short run of `pipeline_class` on `prompt`, a text, a list or None; the same noise for each."""
+    batch = len(prompt) if isinstance(prompt, list) else 1
     arguments = {
         "prompt": prompt,
         "num_inference_steps": 2,

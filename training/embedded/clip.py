@@ -6,6 +6,7 @@ reference) a place, a kind and a colour, its last state must hold them. The head
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from tulip_diffusion.scenes.dataset import SceneDataset, window_caption
 from tulip_diffusion.scenes.read_out import IGNORED, ReadOut, read_accuracies, sentence_targets
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
 
-from .steps import train
+from .steps import best_device, train
 from .tokenizer import build_tokenizer
 
 WIDTH, LAYERS, HEADS = 128, 5, 4
@@ -70,7 +71,9 @@ class Towers(nn.Module):
 
 def normalised(pictures: Tensor) -> Tensor:
     """Pictures in -1..1 as CLIP's own preprocessing gives them, so that other stages can read them from files."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    mean, std = (
+        torch.tensor(values, device=pictures.device).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    )
     return ((pictures + 1) / 2 - mean) / std
 
 
@@ -82,22 +85,36 @@ def scene_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
     return torch.tensor(kinds), torch.tensor(tints)
 
 
-def towers_loss(towers: Towers, pictures: Tensor, tokens: dict[str, Tensor], captions: list[Caption]) -> Tensor:
+class TowerBatches:
+    """Step number to what the loss needs: pictures, token ids, where sentences end, what they and the places hold."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, data: SceneDataset, first: int, size: int):
+        self.tokenizer, self.data, self.first, self.size = tokenizer, data, first, size
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        pictures, captions = self.data.batch(self.first + step * self.size, self.size)
+        texts = [caption.text for caption in captions]
+        ids = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids
+        where, what = sentence_targets(captions)
+        kinds, tints = scene_targets(captions)
+        return {"pictures": pictures, "ids": ids, "where": where, "what": what, "kinds": kinds, "tints": tints}
+
+
+def towers_loss(towers: Towers, batch: dict[str, Tensor]) -> Tensor:
     clip = towers.clip
-    text = clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
-    vision = clip.vision_model(pixel_values=normalised(pictures))
+    text = clip.text_model(input_ids=batch["ids"], output_hidden_states=True)
+    vision = clip.vision_model(pixel_values=normalised(batch["pictures"]))
     text_embeds = F.normalize(clip.text_projection(text.pooler_output).float(), dim=-1)
     image_embeds = F.normalize(clip.visual_projection(vision.pooler_output).float(), dim=-1)
     logits = clip.logit_scale.exp().clamp(max=100) * text_embeds @ image_embeds.T
-    labels = torch.arange(len(captions))
+    labels = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
-    where, what = sentence_targets(captions)
-    states = text.hidden_states[-2][where[:, 0], where[:, 1]]
-    for logits, target in zip(towers.text_heads(states), what.unbind(1), strict=True):
+    states = text.hidden_states[-2][batch["where"][:, 0], batch["where"][:, 1]]
+    for logits, target in zip(towers.text_heads(states), batch["what"].unbind(1), strict=True):
         loss = loss + F.cross_entropy(logits.float(), target, ignore_index=IGNORED)
-    _, kind_logits, colour_logits = towers.image_heads(vision.last_hidden_state[:, 1:])
-    for logits, target in zip((kind_logits, colour_logits), scene_targets(captions), strict=True):
+    _, kinds, tints = towers.image_heads(vision.last_hidden_state[:, 1:])
+    for logits, target in ((kinds, batch["kinds"]), (tints, batch["tints"])):
         loss = loss + F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
     return loss
 
@@ -106,13 +123,16 @@ def towers_loss(towers: Towers, pictures: Tensor, tokens: dict[str, Tensor], cap
 def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> str:
     """Read-out accuracy at sentence ends and retrieval among `count` held-out captions."""
     pictures, captions = SceneDataset(count, "validation").batch(0, count)
-    tokens = tokenizer([c.text for c in captions], padding=True, truncation=True, return_tensors="pt")
-    text = towers.clip.text_model(input_ids=tokens["input_ids"], output_hidden_states=True)
+    ids = tokenizer(
+        [caption.text for caption in captions], padding=True, truncation=True, return_tensors="pt"
+    ).input_ids
+    clip = towers.clip
+    text = clip.text_model(input_ids=ids.to(clip.device), output_hidden_states=True)
     found = read_accuracies(towers.text_heads, text.hidden_states[-2], captions)
-    text_embeds = F.normalize(towers.clip.text_projection(text.pooler_output), dim=-1)
-    vision = towers.clip.vision_model(pixel_values=normalised(pictures))
-    image_embeds = F.normalize(towers.clip.visual_projection(vision.pooler_output), dim=-1)
-    recall = ((text_embeds @ image_embeds.T).argmax(1) == torch.arange(count)).float().mean()
+    text_embeds = F.normalize(clip.text_projection(text.pooler_output), dim=-1)
+    vision = clip.vision_model(pixel_values=normalised(pictures.to(clip.device)))
+    image_embeds = F.normalize(clip.visual_projection(vision.pooler_output), dim=-1)
+    recall = ((text_embeds @ image_embeds.T).argmax(1).cpu() == torch.arange(count)).float().mean()
     return " ".join(f"{name} {share:.3f}" for name, share in {**found, "R@1": recall}.items())
 
 
@@ -133,6 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=best_device())
+    parser.add_argument("--workers", type=int, default=0, help="processes that make scenes ahead of time")
     options = parser.parse_args(arguments)
     folder = options.out or Path(f"outputs/embedded/clip-{options.tower}")
     torch.manual_seed(options.seed + ord(options.tower))
@@ -141,18 +163,18 @@ def main(arguments: list[str] | None = None) -> None:
     if options.start:
         towers.load_state_dict(load_towers(options.start)[0].state_dict())
     first = (options.seed * 2 + list(TOWERS).index(options.tower)) * 10_000_000
-    data = SceneDataset(first + 10_000_000, write=lambda rng: window_caption(rng, dangling=0.15))
-
-    def loss_of(step: int) -> Tensor:
-        pictures, captions = data.batch(first + step * options.batch, options.batch)
-        tokens = tokenizer([c.text for c in captions], padding=True, truncation=True, return_tensors="pt")
-        return towers_loss(towers, pictures, tokens, captions)
-
-    def check(step: int) -> str:
-        return check_towers(towers, tokenizer)
-
+    data = SceneDataset(first + 10_000_000, write=functools.partial(window_caption, dangling=0.15))
     train(
-        towers, loss_of, folder, options.steps, options.learning_rate, weight_decay=0.05, check=check, check_every=100
+        towers.to(options.device),
+        TowerBatches(tokenizer, data, first, options.batch),
+        functools.partial(towers_loss, towers),
+        folder,
+        options.steps,
+        options.learning_rate,
+        weight_decay=0.05,
+        workers=options.workers,
+        check=functools.partial(check_towers, towers, tokenizer),
+        check_every=100,
     )
     towers.clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

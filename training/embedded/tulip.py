@@ -98,6 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=520)
+    parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut captions ahead of time")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     teacher_folder = options.folder / f"clip-{options.tower}"
@@ -112,9 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
         pad="eos" if options.tower == "l" else "zero",
         freeze_token_embedding=False,
         mixed_precision="bf16",
-        attn="eager",
+        attn=options.attn,
         teacher_cache="off",
-        num_workers=0,
+        num_workers=options.workers,
         save_every=100,
         resume="auto",
         seed=options.seed,

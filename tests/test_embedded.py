@@ -135,7 +135,7 @@ def length(caption, index: int) -> int:
 
 
 def test_every_encoder_of_the_family_draws_any_prompt_and_an_unknown_one_is_refused(family):
-    for encoder in ("clip", "tulip"):
+    for encoder in ("clip", "tulip", "tulip-l"):
         pipeline = load_embedded_pipeline(encoder, family / "assets")
         pipeline.set_progress_bar_config(disable=True)
         for prompt in ("A zebra in the rain.", TEXT * 8):
@@ -170,6 +170,14 @@ def test_perfect_pictures_are_all_right_and_pictures_of_other_prompts_are_not():
     assert summary["all"].right == 1.0 and {s.right for s in summary["position"].values()} == {1.0}
     others = generation.summarize(generation.details(np.roll(pictures, 1, axis=0), captions))
     assert others["all"].right < 0.1
+
+
+def test_pictures_that_differ_in_one_place_of_sixteen_are_one_sixteenth_changed():
+    pictures = np.stack([render_array(caption.scene) for caption in generation.prompts_of("full", 3)])
+    other = pictures.copy()
+    other[:, :16, :16] = np.roll(other[:, :16, :16], 1, axis=0)
+    assert generation.changed(pictures, pictures) == {"places": 0.0, "pixels": 0.0}
+    assert generation.changed(pictures, other)["places"] == pytest.approx(1 / 16)
 
 
 def test_a_detail_counts_in_the_bin_of_the_token_that_completes_it():

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 ENCODERS = {
-    "tulip": "RoPE in both slots, distilled on pooled and penultimate states, then expanded",
+    "tulip": "RoPE in both slots, distilled on pooled and penultimate states",
+    "tulip-l": "that in the first slot alone, as the paper swaps it; the second keeps CLIP, in windows",
     "clip": "the towers that the UNet was trained with: 77 tokens, the rest is cut off",
     "longclip": "the towers with stretched positions, trained as Long-CLIP",
     "clip-finetuned": "the towers with stretched positions, trained by plain contrast",
@@ -33,32 +34,45 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
     """
     if encoder not in ENCODERS:
         raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}.")
-    folder = Path(assets) / "encoders" / encoder
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} is missing: this installation came without the embedded family. Reinstall the package, or "
-            "train the family with training/runs/embedded.sh and pass its folder as `assets`."
-        )
+    root = Path(assets)
+    first, second = slots_of(root / "encoders", encoder)
+    for folder in (first, second):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is missing: this installation came without the embedded family. Reinstall the package, or "
+                "train the family with training/runs/embedded.sh and pass its folder as `assets`."
+            )
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     from tulip_diffusion.models.text_encoder import TulipTextModel, TulipTextModelWithProjection
     from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
-    tulip = AutoConfig.from_pretrained(folder / "text_encoder").model_type == TulipTextModel.config_class.model_type
-    first, second = (
-        (TulipTextModel, TulipTextModelWithProjection) if tulip else (CLIPTextModel, CLIPTextModelWithProjection)
-    )
-    root = Path(assets)
+    one, two = is_tulip(first), is_tulip(second)
+    first_class = TulipTextModel if one else CLIPTextModel
+    second_class = TulipTextModelWithProjection if two else CLIPTextModelWithProjection
     exact = {"torch_dtype": torch.float32}  # stored in half precision, run in full: half is slow on a CPU
     return StableDiffusionXLTulipPipeline(
         vae=AutoencoderKL.from_pretrained(root / "vae", **exact),
-        text_encoder=first.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        text_encoder_2=second.from_pretrained(folder / "text_encoder_2", dtype=torch.float32),
+        text_encoder=first_class.from_pretrained(first, dtype=torch.float32),
+        text_encoder_2=second_class.from_pretrained(second, dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(root / "tokenizer_2"),
         unet=UNet2DConditionModel.from_pretrained(root / "unet", **exact),
         scheduler=DDIMScheduler.from_pretrained(root / "scheduler"),
         add_watermarker=False,
-        overflow="windows" if tulip else "truncate",  # an encoder with a table shows what it can read, and no more
+        overflow="windows" if one or two else "truncate",  # a baseline shows what its own positions hold
     )
+
+
+def slots_of(folder: Path, encoder: str) -> tuple[Path, Path]:
+    """Folders of the encoders in both slots."""
+    if encoder == "tulip-l":
+        return folder / "tulip" / "text_encoder", folder / "clip" / "text_encoder_2"
+    return folder / encoder / "text_encoder", folder / encoder / "text_encoder_2"
+
+
+def is_tulip(folder: Path) -> bool:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).model_type == "tulip_text_model"

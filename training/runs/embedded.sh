@@ -1,26 +1,34 @@
 #!/usr/bin/env bash
-# Trains the embedded family from nothing: a good two hours on two idle CPU cores. It can be interrupted and started
-# again: every line goes on where it stopped. SEED=1 FOLDER=outputs/again training/runs/embedded.sh makes another one.
+# Trains the embedded family from nothing: some hours on two CPU cores, minutes on a GPU with a dozen cores beside it.
+# It can be interrupted and started again: every line goes on where it stopped.
+# SEED=1 FOLDER=outputs/again training/runs/embedded.sh makes another family.
 set -euo pipefail
 FOLDER=${FOLDER:-outputs/embedded}
 SEED=${SEED:-0}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}"; }
+if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    WORKERS=${WORKERS:-12} ATTN=sdpa
+    UNET=(--steps 15000 --batch 256 --shard 32768 --passes 2)
+else
+    WORKERS=${WORKERS:-0} ATTN=eager
+    UNET=(--steps 12000 --batch 32)
+fi
+part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
+scenes=(--workers "$WORKERS")
 
 # What SDXL has: VAE, two CLIPs of 77 tokens, and a UNet that is trained on their states and never again.
-part vae --out "$FOLDER/vae" --steps 1600 --seed "$SEED"
-part clip l --out "$FOLDER/clip-l" --steps 900 --seed "$SEED"
-part clip g --start "$FOLDER/clip-l" --out "$FOLDER/clip-g" --steps 60 --learning-rate 5e-4 --seed "$SEED"
-part unet --folder "$FOLDER" --steps 12000 --seed "$SEED"
+part vae --out "$FOLDER/vae" --steps 1600 "${scenes[@]}"
+part clip l --out "$FOLDER/clip-l" --steps 900 "${scenes[@]}"
+part clip g --out "$FOLDER/clip-g" --steps 900 "${scenes[@]}"
+part unet --folder "$FOLDER" "${UNET[@]}" "${scenes[@]}"
 
 # Encoders for its two slots that read further.
-part captions --out "$FOLDER/captions" --count 8000 --seed "$SEED"
+part captions --out "$FOLDER/captions" --count 20000
 for tower in l g; do
     pad=$([ "$tower" = l ] && echo eos || echo zero)
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
-        --mixed_precision bf16 --attn eager --num_workers 0 --warmup_steps 20 --weight_decay 0.01 --resume auto
-        --save_every 50 --seed "$SEED")
-    part tulip "$tower" --folder "$FOLDER" --steps 400 --seed "$SEED"
+        --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 20 --weight_decay 0.01
+        --save_every 50 --resume auto --seed "$SEED")
+    part tulip "$tower" --folder "$FOLDER" --steps 600 --attn "$ATTN" "${scenes[@]}"
     tulip-diffusion train distill "${common[@]}" --objective paper --pad "$pad" --steps 250 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"
     tulip-diffusion train expand "${common[@]}" --student "$FOLDER/tulip-paper-stage1-$tower" --anchor_weight 0 \
@@ -31,7 +39,8 @@ for tower in l g; do
         --output_dir "$FOLDER/longclip-$tower"
 done
 
-part export --folder "$FOLDER" --out "$FOLDER/assets"
+python -m tulip_diffusion.training.embedded.export --folder "$FOLDER" --out "$FOLDER/assets"
 for prompts in short full references 500 1000; do
     tulip-diffusion evaluate generation --assets "$FOLDER/assets" --prompts "$prompts" --out "$FOLDER/generation-$prompts"
 done
+tulip-diffusion evaluate reading --assets "$FOLDER/assets" --out "$FOLDER/reading"

@@ -157,6 +157,13 @@ def summarize(found: Sequence[Detail]) -> dict[str, Any]:
     }
 
 
+def changed(pictures: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """How far pictures from the same noise are from those of another encoder: places read otherwise, and pixels."""
+    pairs = [(read_scene(a).things, read_scene(b).things) for a, b in zip(pictures, reference, strict=True)]
+    places = np.mean([a != b for one, other in pairs for a, b in zip(one, other, strict=True)])
+    return {"places": float(places), "pixels": float(np.square(pictures - reference).mean() ** 0.5)}
+
+
 def as_json(value: Any) -> Any:
     """Shares as dictionaries with four digits, anywhere inside `value`."""
     if isinstance(value, Share):
@@ -215,7 +222,12 @@ def contact_sheet(pictures: dict[str, np.ndarray], captions: Sequence[Caption], 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip-paper", "tulip"])
+    parser.add_argument(
+        "--encoders",
+        nargs="+",
+        default=["clip", "longclip", "tulip-paper", "tulip"],
+        help="text encoders of the family; changes are counted against the first",
+    )
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="which kind of prompts (default full)")
     parser.add_argument("--count", type=int, default=256, help="how many prompts (default 256)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
@@ -262,7 +274,8 @@ def run(options: argparse.Namespace, load: Callable[[str], Any]) -> None:
         pipeline.set_progress_bar_config(disable=True)
         pictures[name] = draw_captions(pipeline, captions, options.steps, options.guidance, **call)
         summaries[name] = summarize(details(pictures[name], captions))
-        print(f"{name}: {cell(summaries[name]['all'])}", flush=True)
+        summaries[name]["changed"] = change = changed(pictures[name], next(iter(pictures.values())))
+        print(f"{name}: {cell(summaries[name]['all'])}, {change['places']:.1%} of places changed", flush=True)
     record = {
         "command": {key: value for key, value in vars(options).items() if key != "run"},
         "results": as_json(summaries),

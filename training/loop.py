@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, send_to_device
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -134,6 +135,11 @@ def build_loader(stage: Stage, arguments: LoopArguments, accelerator: Accelerato
     return loader, chunks.chunks_per_step
 
 
+def as_whole(value: Tensor | float) -> Tensor:
+    """`value` as an ordinary tensor: FSDP returns norms that are spread over the processes."""
+    return value.full_tensor() if isinstance(value, DTensor) else torch.as_tensor(value)
+
+
 class Training:
     """One run: a stage, its arguments, and the state that changes from step to step."""
 
@@ -209,7 +215,7 @@ class Training:
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and arguments.max_grad_norm:
                     norm = accelerator.clip_grad_norm_(self.module.parameters(), arguments.max_grad_norm)
-                    sums["grad_norm"] = norm * len(batch)
+                    sums["grad_norm"] = as_whole(norm) * len(batch)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in figures.items():

@@ -1,5 +1,6 @@
 """SDXL pipelines that read prompts of any length. Importing this registers them with diffusers."""
 
+from .cache import PromptCache
 from .conditioning import Conditioning
 from .mixin import TulipPromptMixin
 from .tasks import (
@@ -25,6 +26,7 @@ from .tasks import (
 __all__ = [
     "PIPELINES",
     "Conditioning",
+    "PromptCache",
     "StableDiffusionXLTulipAdapterPipeline",
     "StableDiffusionXLTulipControlNetImg2ImgPipeline",
     "StableDiffusionXLTulipControlNetInpaintPipeline",

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
-from tiny_sdxl import BLOCKS, components, inputs, quiet, text_encoder, tulip_encoder, words
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tests.pipelines.tiny_sdxl import BLOCKS, components, inputs, quiet, text_encoder, tulip_encoder, words
 from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, from_clip
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 

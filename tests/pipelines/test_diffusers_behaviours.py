@@ -19,8 +19,9 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.source_code_parsing_utils import ReturnNameVisitor
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from tiny_sdxl import components, inputs, quiet, tulip_encoder, words
+from safetensors.torch import save_file
 
+from tests.pipelines.tiny_sdxl import components, inputs, quiet, tulip_encoder, words
 from tulip_diffusion import pipelines
 from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline, tulip_pipeline
 
@@ -218,6 +219,7 @@ def test_several_images_of_a_prompt_and_guidance_rescale(tulip_class):
 def test_schedulers_vae_savings_attention_slicing_freeu_and_fused_projections():
     pipe = build()
     expected = image_of(pipe, [words(20), LONG])
+    pipe.unet.set_default_attn_processor()
     for name in (
         "enable_attention_slicing",
         "fuse_qkv_projections",
@@ -282,6 +284,25 @@ def test_lora_files_for_clip_load(tmp_path):
     assert moved[:32].max() > 1e-4 and moved[32:].max() > 1e-4
     pipe.unload_lora_weights()
     assert torch.equal(pipe.encode_prompt(LONG)[0], before)
+
+
+def test_kohyas_lora_files_load_and_equal_merged_weights(tmp_path):
+    pipe, merged = build(), build()
+    torch.manual_seed(4)
+    weights = {}
+    for slot in ("text_encoder", "text_encoder_2"):
+        encoder = getattr(merged, slot)
+        layers = getattr(encoder, "text_model", encoder).encoder.layers
+        for number, layer in enumerate(layers):
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                down, up, alpha = torch.randn(4, 32) * 0.3, torch.randn(32, 4) * 0.3, torch.tensor(2.0)
+                key = f"lora_te{1 + slot.endswith('2')}_text_model_encoder_layers_{number}_self_attn_{name}"
+                weights |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": alpha}
+                getattr(layer.self_attn, name).weight.data += up @ down * alpha / 4
+    save_file(weights, tmp_path / "kohya.safetensors")
+    pipe.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
+    for ours, expected in zip(pipe.encode_prompt(LONG), merged.encode_prompt(LONG), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def ip_adapter_weights(unet) -> dict:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny_sdxl import components, inputs, quiet, text_encoder, text_encoder_2, tulip_encoder, words
 
+from tests.pipelines.tiny_sdxl import components, inputs, quiet, text_encoder, text_encoder_2, tulip_encoder, words
 from tulip_diffusion import TulipTextModelWithProjection, stretch_position_embeddings
 from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline
 from tulip_diffusion.pipelines.conditioning import Conditioning, tokenize_texts

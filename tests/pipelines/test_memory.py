@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from tiny_sdxl import components, inputs, quiet, tulip_encoder, words
 
+from tests.pipelines.tiny_sdxl import components, inputs, quiet, tulip_encoder, words
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
 PROMPTS = [words(20), words(160)]

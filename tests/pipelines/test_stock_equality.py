@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tiny_sdxl import BLOCKS, components, inputs, quiet, words
 
+from tests.pipelines.tiny_sdxl import BLOCKS, components, inputs, quiet, words
 from tulip_diffusion.pipelines import PIPELINES
 
 TASKS = pytest.mark.parametrize("tulip_class", PIPELINES, ids=lambda cls: cls.__name__)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_sdxl import components, tulip_encoder, words
 
+from tests.pipelines.tiny_sdxl import components, tulip_encoder, words
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 from tulip_diffusion.pipelines.weighting import parse_weights, tokenize
 from tulip_diffusion.tokenization import load_tokenizer

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_sdxl import components, tulip_encoder, words
 
+from tests.pipelines.tiny_sdxl import components, tulip_encoder, words
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 from tulip_diffusion.tokenization import load_tokenizer
 from tulip_diffusion.windows import describe_prompt, split_windows

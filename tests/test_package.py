@@ -17,7 +17,8 @@ FLOORS = (
     {"evaluation"},
     {"training"},
     {"embedded", "strip"},
-    {"generate", "demo"},
+    {"generate"},
+    {"demo"},
     {"cli"},
 )
 

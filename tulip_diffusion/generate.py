@@ -67,19 +67,23 @@ def register_evaluation(subparsers: Any) -> None:
     for parser, module, run in ((drawing, generation, run_generation), (states, reading, run_reading)):
         module.add_arguments(parser)
         parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
+        parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
         parser.set_defaults(run=run)
 
 
 def run_generation(options: argparse.Namespace) -> None:
     from .evaluation.generation import run
 
-    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets))
+    device = options.device or best_device()
+    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets).to(device))
 
 
 def run_reading(options: argparse.Namespace) -> None:
     from .evaluation.reading import run
 
-    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets), options.assets / "read_out")
+    device = options.device or best_device()
+    read_out = options.assets / "read_out"
+    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets).to(device), read_out)
 
 
 def run_generate(options: argparse.Namespace) -> None:
@@ -178,11 +182,17 @@ def load_pipeline(options: argparse.Namespace, encoder: str | None) -> Any:
 
     from .pipelines import StableDiffusionXLTulipPipeline
 
-    device = device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = device or best_device()
     single_file = Path(model).suffix in (".safetensors", ".ckpt")
     pipeline_class = StableDiffusionXLTulipPipeline
     load = pipeline_class.from_single_file if single_file else pipeline_class.from_pretrained
     return load(model, tulip=encoder, torch_dtype=torch.float32 if device == "cpu" else torch.float16).to(device)
+
+
+def best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def draw(pipeline: Any, prompt: str, options: argparse.Namespace, seed: int) -> Any:

@@ -29,7 +29,7 @@ def text_states(pipeline: Any, captions: Sequence[Caption], batch: int = 16, **c
     with pipeline.conditioned(**call):
         for first in tqdm(range(0, len(captions), batch), desc="texts", mininterval=5):
             texts = [caption.text for caption in captions[first : first + batch]]
-            states += pipeline.encode_prompt(texts, do_classifier_free_guidance=False)[0].unbind(0)
+            states += pipeline.encode_prompt(texts, do_classifier_free_guidance=False)[0].float().cpu().unbind(0)
     return states
 
 

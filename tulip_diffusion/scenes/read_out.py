@@ -65,7 +65,7 @@ def read_accuracies(heads: ReadOut, states: Tensor, captions: list[Caption]) -> 
     """
     where, what = sentence_targets(captions)
     refers = torch.tensor([sentence_at(captions[row], token).role == "colour" for row, token in where.tolist()])
-    read = [logits.argmax(-1) for logits in heads(states[where[:, 0], where[:, 1]])]
+    read = [logits.argmax(-1).cpu() for logits in heads(states[where[:, 0], where[:, 1]])]
     found = {}
     for name, guess, target in zip(("place", "kind", "colour"), read, what.unbind(1), strict=True):
         told = target != IGNORED

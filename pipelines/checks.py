@@ -27,7 +27,7 @@ def load_first_encoder(source: str, dtype: torch.dtype | dict | None = None) -> 
     """
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default"))
-    return first_encoder(load_text_encoder(source)).to(dtype=dtype)
+    return first_encoder(load_text_encoder(source, dtype=dtype or torch.float32))
 
 
 def check_folder(folder: str | os.PathLike, passed: Collection[str]) -> None:

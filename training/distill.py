@@ -140,6 +140,8 @@ class Distillation(Stage):
         self.module = StudentReader(self.student)
         self.cutter = caption_cutter(tokenizer, arguments, self.teacher.window, "cut" if self.paper else "prefix")
         self.with_long = not self.paper and arguments.length > self.teacher.window
+        if self.paper:
+            self.cutter.sub_captions = "none"
         self.draws = 1 if self.paper else arguments.subset_draws
         self.rows = CutRows(data, self.cutter, self.draws)
         self.pad_id = padding_id(tokenizer, arguments.pad)

@@ -41,6 +41,7 @@ def expand_positions(student: TulipTextModelWithProjection, window: int, length:
                 f"Distil it with --length {length}, or expand to fewer tokens."
             )
         return
+    assert student.config.rope_parameters is not None  # the config fills it in
     theta = student.config.rope_parameters["rope_theta"]
     for config in configs:
         config.rope_parameters = {

@@ -277,7 +277,7 @@ def run_stage(stage: Stage, arguments: LoopArguments, accelerator: Accelerator |
     figures = training.run()
     weights = training.weights()
     if accelerator.is_main_process:
-        write_product(stage, arguments, weights, figures)
+        write_product(stage, arguments, weights, figures, training.skipped)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return figures

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tulip_diffusion.data import SkippedRows
+
 from .config import LoopArguments
 
 if TYPE_CHECKING:
@@ -54,13 +56,21 @@ def source_commit() -> str | None:
         return None
 
 
-def describe_run(stage: "Stage", arguments: LoopArguments, figures: dict[str, float]) -> dict[str, Any]:
+def describe_run(
+    stage: "Stage", arguments: LoopArguments, figures: dict[str, float], unreadable: SkippedRows
+) -> dict[str, Any]:
+    """What run.json says; `unreadable` are the images that the first process could not open."""
     from tulip_diffusion import __version__
 
     return {
         "stage": stage.name,
         "arguments": asdict(arguments),
-        "data": {"rows": len(stage.data), "skipped": stage.data.skipped.skipped, "named": stage.data.skipped.reasons},
+        "data": {
+            "rows": len(stage.data),
+            "skipped": stage.data.skipped.skipped,
+            "unreadable_images": unreadable.skipped,
+            "named": stage.data.skipped.reasons + unreadable.reasons,
+        },
         "figures": figures,
         "version": __version__,
         "commit": source_commit(),
@@ -69,13 +79,15 @@ def describe_run(stage: "Stage", arguments: LoopArguments, figures: dict[str, fl
     }
 
 
-def write_product(stage: "Stage", arguments: LoopArguments, weights: dict[str, Tensor], figures: dict) -> None:
+def write_product(
+    stage: "Stage", arguments: LoopArguments, weights: dict[str, Tensor], figures: dict, unreadable: SkippedRows
+) -> None:
     """Write encoder, run.json and README.md to `arguments.output_dir`, each file whole or not at all."""
     output_dir = Path(arguments.output_dir)
     unfinished = output_dir / "unfinished-product"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    run = describe_run(stage, arguments, figures) | stage.save(unfinished, weights)
+    run = describe_run(stage, arguments, figures, unreadable) | stage.save(unfinished, weights)
     (unfinished / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
     (unfinished / "README.md").write_text(model_card(run, arguments))
     for path in sorted(unfinished.rglob("*")):

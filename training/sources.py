@@ -1,6 +1,8 @@
 """Loading what the command line names."""
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import Any
+
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip, load_text_encoder
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
@@ -14,16 +16,19 @@ def tokenizer(source: str | None, arguments) -> PreTrainedTokenizerBase:
     return load_tokenizer(max_length=getattr(arguments, "length", 248), clean=True)
 
 
-def text_encoder(source: str, hidden_act: str | None = None):
+def text_encoder(source: str, hidden_act: str | None = None) -> CLIPTextModelWithProjection:
     """The teacher's text encoder; `hidden_act` is what a file without a configuration cannot say."""
-    return load_text_encoder(source, **overrides(hidden_act))
+    teacher = load_text_encoder(source, **overrides(hidden_act))
+    if isinstance(teacher, TulipTextModelWithProjection):
+        raise ValueError(f"--teacher {source} is a TULIP encoder already; name the CLIP that it should learn from.")
+    return teacher
 
 
 def clip(source: str, hidden_act: str | None = None) -> ClipTowers:
     return load_clip(source, **overrides(hidden_act))
 
 
-def overrides(hidden_act: str | None) -> dict[str, str]:
+def overrides(hidden_act: str | None) -> dict[str, Any]:
     return {} if hidden_act is None else {"hidden_act": hidden_act}
 
 

@@ -66,7 +66,9 @@ def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Batch:
     subs = [(row, sub) for row, cut in enumerate(cuts) for sub in cut.sub_captions]
     tokens: dict[str, list[int]] = {name: [] for name in ("row", "place", "sub", "start", "piece", "offset")}
     sentences: dict[tuple[int, int], int] = {}
-    piece_sentence, alone_ids, alone_positions = [], [], []
+    piece_sentence: list[int] = []
+    alone_ids: list[list[int]] = []
+    alone_positions: list[list[int]] = []
     for number, (row, sub) in enumerate(subs):
         for piece in sub.pieces:
             stands = range(piece.start, piece.start + piece.count)

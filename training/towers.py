@@ -90,7 +90,7 @@ class PairRows(Dataset):
         return Pair(row, pixel_values, self.cutter(self.data.captions[row], row, draw), tuple(bad_rows))
 
     def open(self, row: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
-        bad_rows = []
+        bad_rows: list[tuple[str, str]] = []
         for _ in range(min(ROWS_TRIED, len(self.data))):
             try:
                 return self.data.image(row), row, bad_rows

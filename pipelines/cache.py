@@ -32,7 +32,15 @@ class PromptCache:
         self._embeds: OrderedDict[Any, dict[str, Tensor]] = OrderedDict()
 
     def __call__(self, prompt: str | list[str], **arguments) -> dict[str, Tensor]:
-        """The embeddings of `prompt` under the names that a pipeline takes; `arguments` are `encode_prompt`'s."""
+        """The embeddings of `prompt` under the names that a pipeline takes; `arguments` are `encode_prompt`'s.
+
+        Raises:
+            ValueError: an argument is a tensor, which says nothing of its text.
+        """
+        if tensors := [name for name, value in arguments.items() if isinstance(value, Tensor)]:
+            raise ValueError(
+                f"PromptCache goes by texts, got tensors for {tensors}. Pass those to the pipeline itself."
+            )
         encoders = [encoder for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2) if encoder is not None]
         states = [encoder_state(encoder) for encoder in encoders]
         key = repr((prompt, sorted(arguments.items()), self.pipe._conditioning, states))

@@ -28,6 +28,8 @@ def test_a_prompt_is_encoded_once(pipe):
     first = cache(PROMPT, negative_prompt="bad")
     assert cache(PROMPT, negative_prompt="bad")["prompt_embeds"] is first["prompt_embeds"]
     assert cache(PROMPT)["prompt_embeds"] is not first["prompt_embeds"]
+    with pytest.raises(ValueError, match="negative_prompt_embeds"):
+        cache(PROMPT, negative_prompt_embeds=first["negative_prompt_embeds"])
 
 
 def test_it_forgets_the_oldest(pipe):

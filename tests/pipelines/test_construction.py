@@ -134,11 +134,16 @@ def test_unknown_options_of_set_conditioning_are_refused():
         pipe.set_conditioning(overflows="stretch")
 
 
-def test_half_precision_runs():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_runs(dtype):
     parts = components(StableDiffusionXLTulipPipeline, text_encoder=tulip_encoder())
-    pipe = quiet(StableDiffusionXLTulipPipeline(**parts).to(torch.bfloat16))
-    image = pipe(**inputs(type(pipe), words(200))).images
-    assert image.shape == (1, 32, 32, 3)
+    pipe = quiet(StableDiffusionXLTulipPipeline(**parts))
+    full = pipe.encode_prompt(words(400))[0]
+    half = pipe.to(dtype).encode_prompt(words(400))[0]
+    assert half.dtype == dtype
+    far = slice(300, 402)  # where rounded angles would show
+    assert torch.nn.functional.cosine_similarity(half[0, far].float(), full[0, far], dim=-1).min() > 0.999
+    assert pipe(**inputs(type(pipe), words(200))).images.shape == (1, 32, 32, 3)
 
 
 def test_sdxl_at_its_true_size_on_the_meta_device():

@@ -141,13 +141,18 @@ def test_auto_pipelines_find_our_classes(tmp_path):
     assert type(AutoPipelineForText2Image.from_pretrained(tmp_path / "stock")) is StableDiffusionXLPipeline
 
 
-def test_a_custom_pipeline_file_may_name_our_class(tmp_path):
-    stock = StableDiffusionXLPipeline(**components(StableDiffusionXLPipeline))
-    stock.save_pretrained(tmp_path / "sdxl")
-    (tmp_path / "pipeline.py").write_text("from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline\n")
-    loaded = DiffusionPipeline.from_pretrained(
-        tmp_path / "sdxl", custom_pipeline=str(tmp_path / "pipeline.py"), trust_remote_code=True
-    )
+@pytest.mark.parametrize("named_by", ["argument", "folder"])
+def test_a_custom_pipeline_may_name_our_class(named_by, tmp_path):
+    """As `custom_pipeline=`, or in the `_class_name` of a folder that brings a pipeline.py along."""
+    StableDiffusionXLPipeline(**components(StableDiffusionXLPipeline)).save_pretrained(tmp_path)
+    (tmp_path / "pipeline.py").write_text("from tulip_diffusion import StableDiffusionXLTulipPipeline\n")
+    arguments = {"custom_pipeline": str(tmp_path / "pipeline.py")}
+    if named_by == "folder":
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        index["_class_name"] = ["pipeline", "StableDiffusionXLTulipPipeline"]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        arguments = {}
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True, **arguments)
     assert type(loaded) is StableDiffusionXLTulipPipeline
 
 

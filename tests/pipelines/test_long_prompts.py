@@ -9,6 +9,7 @@ from tulip_diffusion import TulipTextModelWithProjection, stretch_position_embed
 from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline
 from tulip_diffusion.pipelines.conditioning import Conditioning, tokenize_texts
 from tulip_diffusion.pipelines.weighting import tokenize
+from tulip_diffusion.tokenization import load_tokenizer
 from tulip_diffusion.windows import split_windows
 
 TASKS = pytest.mark.parametrize("tulip_class", PIPELINES, ids=lambda cls: cls.__name__)
@@ -169,6 +170,23 @@ def test_a_tulip_second_encoder_reads_everything_at_once():
     output = second(ids, output_hidden_states=True)
     torch.testing.assert_close(states[:, :150, 32:], output.hidden_states[-2])
     torch.testing.assert_close(pooled, output.text_embeds)
+
+
+def test_a_long_clip_encoder_reads_as_far_as_its_table_goes():
+    parts = components(StableDiffusionXLTulipPipeline, text_encoder=text_encoder(max_position_embeddings=248))
+    pipe = StableDiffusionXLTulipPipeline(**parts)
+    states = pipe.encode_prompt([words(200), words(20), words(400)])[0]
+    ids = pipe.tokenizer(words(200), return_tensors="pt", verbose=False).input_ids
+    expected = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(states[:1, :202, :32], expected)
+    assert states.shape == (3, 462, 64)
+
+
+def test_the_tokenizers_own_length_does_not_matter(pipe):
+    prompts = [words(20), words(200)]
+    expected = pipe.encode_prompt(prompts)[0]
+    pipe.tokenizer = load_tokenizer(max_length=248)
+    assert torch.equal(pipe.encode_prompt(prompts)[0], expected)
 
 
 def test_stock_encoders_in_both_slots_take_windows_too():

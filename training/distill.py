@@ -142,6 +142,9 @@ class Distillation(Stage):
         self.with_long = not self.paper and arguments.length > self.teacher.window
         if self.paper:
             self.cutter.sub_captions = "none"
+        if self.with_long:
+            for config in (self.student.config, self.student.text_model.config):
+                config.max_position_embeddings = arguments.length  # for RoPE, the tokens that it was trained for
         self.draws = 1 if self.paper else arguments.subset_draws
         self.rows = CutRows(data, self.cutter, self.draws)
         self.pad_id = padding_id(tokenizer, arguments.pad)

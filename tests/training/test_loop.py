@@ -6,18 +6,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, from_clip, stretch_position_embeddings
 from tulip_diffusion.data import CaptionData, open_captions
 from tulip_diffusion.training.baselines import finetune_clip, long_clip
 from tulip_diffusion.training.config import DistillArguments, ExpandArguments, FinetuneArguments, LongCLIPArguments
 from tulip_diffusion.training.contrastive import LOGIT_SCALE_LIMIT
-from tulip_diffusion.training.distill import distill
+from tulip_diffusion.training.distill import Distillation, distill
 from tulip_diffusion.training.expand import expand
 from tulip_diffusion.training.loop import learning_rate
 
-from .conftest import make_caption
+from .conftest import make_caption, tiny_text_config
 
 
 @pytest.fixture
@@ -99,6 +99,41 @@ def test_stage_1_leaves_an_encoder_that_loads_and_says_what_made_it(tmp_path, to
     assert run["arguments"]["batch_size"] == 8 and run["data"]["rows"] == 32
     assert run["figures"]["loss"] == history(tmp_path)[-1]["loss"]
     assert "train distill" in (tmp_path / "README.md").read_text()
+
+
+def test_an_encoder_knows_how_long_the_texts_were_that_it_was_trained_on(tmp_path, tokenizer, teacher):
+    for objective, length, expected in (("default", 154, 154), ("default", 77, 77), ("paper", 248, 77)):
+        given = arguments(DistillArguments, tmp_path, steps=1, objective=objective, length=length)
+        distill(teacher, tokenizer, captions(), given)
+        assert TulipTextModel.from_pretrained(tmp_path).config.max_position_embeddings == expected
+
+
+def test_recomputed_activations_change_nothing(tmp_path, tokenizer, teacher):
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        given = arguments(DistillArguments, tmp_path / name, gradient_checkpointing=recompute)
+        distill(teacher, tokenizer, captions(), given)
+    assert_same_weights(tmp_path / "kept", tmp_path / "recomputed", atol=1e-6)
+
+
+def test_half_precision_trains_float32_weights_and_stays_close(tmp_path, tokenizer, teacher):
+    for name in ("no", "bf16"):
+        given = arguments(DistillArguments, tmp_path / name, mixed_precision=name, attn="eager")
+        distill(teacher, tokenizer, captions(), given)
+    assert {weight.dtype for weight in weights(tmp_path / "bf16").values()} == {torch.float32}
+    assert history(tmp_path / "bf16")[-1] == pytest.approx(history(tmp_path / "no")[-1], rel=0.03)
+
+
+def test_a_bigg_like_tower_is_distilled_with_the_padding_that_sdxl_gives_it(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    fields = tiny_text_config(hidden_size=40, projection_dim=24, num_attention_heads=5, hidden_act="gelu")
+    bigg = CLIPTextModelWithProjection(CLIPTextConfig(**fields | {"eos_token_id": 2, "pad_token_id": 1}))
+    given = arguments(DistillArguments, tmp_path, pad="zero")
+    stage = Distillation(bigg, None, tokenizer, captions(), given)
+    short = stage.collate([stage.rows[0, 0]])["short_ids"][0]
+    end = (short == tokenizer.eos_token_id).nonzero()[0].item()
+    assert (short[end + 1 :] == 0).all() and len(short) == 77
+    student = distill(bigg, tokenizer, captions(), given)
+    assert student.config.hidden_act == "gelu" and history(tmp_path)[-1]["loss"] < history(tmp_path)[0]["loss"] * 1.5
 
 
 def test_stage_1_trains_the_student_alone_and_keeps_the_token_table(tmp_path, tokenizer, teacher):

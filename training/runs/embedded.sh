@@ -7,18 +7,20 @@ FOLDER=${FOLDER:-outputs/embedded}
 SEED=${SEED:-0}
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     WORKERS=${WORKERS:-12} ATTN=sdpa
-    UNET=(--steps 15000 --batch 256 --shard 32768 --passes 2)
+    VAE=(--steps 3000 --batch 64) CLIP=(--steps 2000 --batch 256) TULIP=(--steps 800 --batch 96)
+    UNET=(--steps 6000 --batch 256 --shard 32768 --passes 2)
 else
     WORKERS=${WORKERS:-0} ATTN=eager
-    UNET=(--steps 12000 --batch 32)
+    VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 400 --batch 32)
+    UNET=(--steps 12000 --batch 32 --shard 8192 --passes 5)
 fi
 part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
 scenes=(--workers "$WORKERS")
 
 # What SDXL has: VAE, two CLIPs of 77 tokens, and a UNet that is trained on their states and never again.
-part vae --out "$FOLDER/vae" --steps 1600 "${scenes[@]}"
-part clip l --out "$FOLDER/clip-l" --steps 900 "${scenes[@]}"
-part clip g --out "$FOLDER/clip-g" --steps 900 "${scenes[@]}"
+part vae --out "$FOLDER/vae" "${VAE[@]}" "${scenes[@]}"
+part clip l --out "$FOLDER/clip-l" "${CLIP[@]}" "${scenes[@]}"
+part clip g --out "$FOLDER/clip-g" "${CLIP[@]}" "${scenes[@]}"
 part unet --folder "$FOLDER" "${UNET[@]}" "${scenes[@]}"
 
 # Encoders for its two slots that read further.
@@ -28,7 +30,7 @@ for tower in l g; do
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
         --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 20 --weight_decay 0.01
         --save_every 50 --resume auto --seed "$SEED")
-    part tulip "$tower" --folder "$FOLDER" --steps 600 --attn "$ATTN" "${scenes[@]}"
+    part tulip "$tower" --folder "$FOLDER" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
     tulip-diffusion train distill "${common[@]}" --objective paper --pad "$pad" --steps 250 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"
     tulip-diffusion train expand "${common[@]}" --student "$FOLDER/tulip-paper-stage1-$tower" --anchor_weight 0 \

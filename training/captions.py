@@ -106,9 +106,10 @@ class CaptionCutter:
         tokenizer: gives ids without special tokens, and knows `bos_token_id` and `eos_token_id`.
         length: tokens that the student reads at most, with BOS and EOS.
         window: tokens that the teacher can read, with BOS and EOS.
-        short: what the short text is: "prefix" (whole sentences from the start, half of the time as many as fit, else
-            fewer), "cut" (cut anywhere at `window`, as published), "first-sentence" (the text before the first full
-            stop) or "random-subset" (random sentences, the first left out).
+        short: what the short text is: "cut" (the caption cut anywhere at `window`, as published), "prefix" (the same
+            half of the time, else only its first 1, 2, … tokens: people's prompts are short and seldom end in a full
+            stop), "first-sentence" (the text before the first full stop) or "random-subset" (random sentences, the
+            first left out).
         sub_captions: "subsets", "windows", "both" or "none".
         candidates: how many times every far sentence is covered by subsets, to choose from.
     """
@@ -151,18 +152,16 @@ class CaptionCutter:
         return max(1, sum(end <= self.window - 1 for end in ends))
 
     def short_tokens(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
-        if self.short == "cut":
-            return self.tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
+        if self.short in ("cut", "prefix"):
+            ids = self.tokenizer(caption, add_special_tokens=False, verbose=False).input_ids[: self.window - 2]
+            whole = self.short == "cut" or generator.random() < 0.5
+            return ids if whole else ids[: generator.randint(1, max(1, len(ids)))]
         if self.short == "first-sentence":
             return self.tokenizer(caption.split(".")[0], add_special_tokens=False, verbose=False).input_ids
         sentences = tokenized.sentences
-        if self.short == "prefix":
-            fitting = self.near_sentences(tokenized)
-            chosen = list(range(fitting if generator.random() < 0.5 else generator.randint(1, fitting)))
-        else:
-            others = list(range(1, len(sentences))) or [0]
-            generator.shuffle(others)
-            chosen = partition(others, [len(ids) for ids in sentences], self.window - 2)[0]
+        others = list(range(1, len(sentences))) or [0]
+        generator.shuffle(others)
+        chosen = partition(others, [len(ids) for ids in sentences], self.window - 2)[0]
         return [token for sentence in chosen for token in sentences[sentence]]
 
     def cut_far(self, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:

@@ -1,0 +1,68 @@
+"""The command `demo`. Importing this is light: gradio and the models come with the run."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from tulip_diffusion.embedded import ASSETS
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="open the page that sets CLIP, Long-CLIP and TULIP side by side",
+        description="Open a page in which one prompt is drawn under CLIP, Long-CLIP and TULIP. Without --model the "
+        "small family that comes with the package draws, without a download.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="SDXL weights: a folder, a Hub id or a single file")
+    parser.add_argument("--tulip", help="with --model: TULIP encoder for the first slot, file, folder or Hub id")
+    parser.add_argument("--longclip", help="with --model: Long-CLIP encoder for the first slot, likewise")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
+    parser.add_argument("--device", help="cpu, cuda, mps … (default: the best there is with --model, else cpu)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, help="port (default: the first that is free from 7860 on)")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    parser.add_argument("--mcp", action="store_true", help="offer the endpoints to language models, over MCP")
+    parser.add_argument("--share", action="store_true", help="open a public link through gradio's servers")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        ValueError: arguments that do not go together, or a missing extra.
+    """
+    auth = name_and_password(options.auth)
+    require("gradio", 'pip install "tulip-diffusion[demo]"')
+    if options.mcp:
+        require("mcp", 'pip install "gradio[mcp]"')
+    from .app import serve
+    from .studio import Studio
+    from .weights import Weights
+
+    weights = Weights(options.model, options.tulip, options.longclip, options.assets, options.device)
+    if auth is None and (options.share or options.host not in LOOPBACK):
+        print("Anybody who reaches this page can draw on it. Pass --auth USER:PASSWORD to ask for a password.")
+    serve(Studio(weights), options.host, options.port, auth, options.mcp, options.share)
+
+
+def name_and_password(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    name, colon, password = text.partition(":")
+    if not (name and colon and password):
+        raise ValueError("--auth takes USER:PASSWORD, both not empty.")
+    return name, password
+
+
+def require(module: str, command: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"The package {module} is missing. Install it with: {command}")

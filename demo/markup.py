@@ -1,0 +1,134 @@
+"""The page's own HTML. Every text that came from outside is escaped here."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from tulip_diffusion.windows import CONTEXTS, PromptDescription, Reading
+
+from .judging import Verdict
+
+KINDS = {"CLIP": "clip", "Long-CLIP": "longclip", "TULIP": "tulip"}  # title -> class of its colour
+RULER = 320  # tokens that the ruler shows at least
+
+
+def token_bar(text: str, description: PromptDescription) -> str:
+    """The counts, a ruler with marks at 77 and 248 tokens, and `text` in the colour of who still sees it."""
+    tokens = description.tokens
+    clip, longclip = (description.readings[title] for title in ("CLIP", "Long-CLIP"))
+    counts = []
+    for title, reading in description.readings.items():
+        seen = tokens if reading.limit is None else min(tokens, reading.limit)
+        counts.append(f'<span class="count {KINDS[title]}"><b>{title}</b> reads {seen:,}</span>')
+    if tokens == 2:
+        words = '<p class="words empty">Type a prompt: its words take the colour of who can still see them.</p>'
+    else:
+        words = f'<p class="words">{coloured(text, len(clip.lost), len(longclip.lost))}</p>'
+    return (
+        '<section class="tokens" aria-label="What each encoder can see of the prompt">'
+        f'<p class="counts"><span class="total"><b>{tokens:,}</b> tokens</span>{"".join(counts)}</p>'
+        f"{ruler(tokens)}{words}</section>"
+    )
+
+
+def empty_bar() -> str:
+    """The bar of an empty prompt, for which no tokenizer is needed."""
+    readings = {title: Reading(limit, 0, "") for title, limit in CONTEXTS.items()}
+    return token_bar("", PromptDescription((), ("",), readings))
+
+
+def ruler(tokens: int) -> str:
+    scale = 100 / max(tokens, RULER)
+    parts = (("clip", 0, 77), ("longclip", 77, 248), ("tulip", 248, tokens))
+    bars = "".join(
+        f'<i class="{kind}" style="left:{start * scale:.2f}%;width:{(min(end, tokens) - start) * scale:.2f}%"></i>'
+        for kind, start, end in parts
+        if tokens > start
+    )
+    marks = "".join(f'<u style="left:{limit * scale:.2f}%">{limit}</u>' for limit in (77, 248))
+    return f'<div class="ruler" aria-hidden="true">{bars}{marks}</div>'
+
+
+def coloured(text: str, beyond_clip: int, beyond_longclip: int) -> str:
+    """`text` in up to three colours; the lengths are those of its ends that CLIP and Long-CLIP cannot see."""
+    first, second = len(text) - beyond_clip, len(text) - beyond_longclip
+    parts = [f'<span class="clip">{escape(text[:first])}</span>']
+    if beyond_clip:
+        parts.append(
+            f'<b class="cut clip" title="CLIP sees nothing from here on">77</b>{span("longclip", text, first, second)}'
+        )
+    if beyond_longclip:
+        parts.append(
+            '<b class="cut longclip" title="Long-CLIP sees nothing from here on">248</b>'
+            + span("tulip", text, second, len(text))
+        )
+    return "".join(parts)
+
+
+def span(kind: str, text: str, start: int, stop: int) -> str:
+    return f'<span class="{kind}">{escape(text[start:stop])}</span>'
+
+
+def heading(title: str) -> str:
+    return f'<h3 class="encoder {KINDS[title]}">{escape(title)}</h3>'
+
+
+def note(lost: str, verdicts: Sequence[Verdict] = (), score: str = "") -> str:
+    """What stands under one picture: which sentences it shows rightly, and the words that its encoder missed."""
+    parts = []
+    if verdicts:
+        marks = "".join(mark(verdict) for verdict in verdicts if verdict.right is not None)
+        parts.append(f'<p class="score"><b>{escape(score)}</b></p><p class="marks" aria-hidden="true">{marks}</p>')
+        lines = "".join(line(verdict) for verdict in verdicts)
+        parts.append(f"<details><summary>Sentence by sentence</summary><ul>{lines}</ul></details>")
+    if lost:
+        parts.append(f'<div class="lost" tabindex="0"><b>Could not see</b> {escape(lost)}</div>')
+    else:
+        parts.append('<div class="lost none"><b>Saw every word.</b></div>')
+    return f'<div class="note">{"".join(parts)}</div>'
+
+
+def mark(verdict: Verdict) -> str:
+    kind, sign = ("right", "✓") if verdict.right else ("wrong", "✗")
+    return f'<span class="{kind}" title="{escape(verdict.sentence)}">{sign}</span>'
+
+
+def line(verdict: Verdict) -> str:
+    kind, sign, word = {
+        True: ("right", "✓", "right"),
+        False: ("wrong", "✗", "wrong"),
+        None: ("aside", "·", "nothing to show"),
+    }[verdict.right]
+    return f'<li><span class="{kind}" role="img" aria-label="{word}">{sign}</span> {escape(verdict.sentence)}</li>'
+
+
+def status(sentence: str, problem: bool = False) -> str:
+    kind, role = ("status problem", "alert") if problem else ("status", "status")
+    return f'<p class="{kind}" role="{role}">{escape(sentence)}</p>'
+
+
+def attention_chart(title: str, shares: Sequence[float], width: int, sentence: str) -> str:
+    """Bars of attention, each over `width` tokens, on the ruler's scale; `sentence` says it in words."""
+    highest = max(shares, default=0) or 1
+    bars = "".join(
+        f'<i class="{kind_at(index * width)}" style="height:{100 * share / highest:.1f}%" '
+        f'title="tokens {index * width + 1}–{(index + 1) * width}: {share:.1%}"></i>'
+        for index, share in enumerate(shares)
+    )
+    chart = f'<div class="bars" aria-hidden="true">{bars}</div><figcaption>{escape(sentence)}</figcaption>'
+    return f'<figure class="attention">{heading(title)}{chart}</figure>'
+
+
+def kind_at(position: int) -> str:
+    return "clip" if position < 77 else "longclip" if position < 248 else "tulip"
+
+
+def table(rows: Mapping[str, Sequence[str]], columns: Sequence[str], caption: str) -> str:
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{escape(title)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for title, cells in rows.items()
+    )
+    return (
+        f'<table class="figures"><caption>{escape(caption)}</caption>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )

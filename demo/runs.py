@@ -1,0 +1,73 @@
+"""One finished comparison: its pictures as files, what is said below them, and the strip to take away."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from gradio.processing_utils import save_pil_to_cache
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from tulip_diffusion.generate import describe_hits
+from tulip_diffusion.strip import Panel, draw_strip, word_positions
+
+from . import markup
+from .judging import judge
+from .settings import Settings
+from .studio import Studio
+
+
+@dataclass(frozen=True, eq=False)  # gradio hashes what it keeps for a session
+class Run:
+    """Paths of the pictures, notes (HTML) and scores by the encoders' titles; `strip` is the path of the PNG."""
+
+    settings: Settings
+    pictures: dict[str, str]
+    notes: dict[str, str]
+    scores: dict[str, str]
+    unseen: dict[str, str]
+    strip: str
+
+    @property
+    def caption(self) -> str:
+        scores = [f"{title} {score.split(' details')[0]}" for title, score in self.scores.items() if score]
+        return " · ".join([f"seed {self.settings.seed}", *scores])
+
+
+def finish(studio: Studio, settings: Settings, pictures: Mapping[str, Image.Image]) -> Run:
+    """Judge the pictures of all encoders and keep them as files."""
+    judged = studio.weights.embedded
+    scores = {title: describe_hits(settings.prompt, picture) if judged else "" for title, picture in pictures.items()}
+    unseen = studio.unseen(settings)
+    notes = {
+        title: markup.note(unseen[title], judge(settings.prompt, picture) if judged else (), scores[title])
+        for title, picture in pictures.items()
+    }
+    return Run(
+        settings,
+        {title: keep(picture, title.lower()) for title, picture in pictures.items()},
+        notes,
+        scores,
+        unseen,
+        keep(strip_of(studio, settings, pictures, scores), f"tulip-strip-seed-{settings.seed}"),
+    )
+
+
+def strip_of(
+    studio: Studio, settings: Settings, pictures: Mapping[str, Image.Image], scores: Mapping[str, str]
+) -> Image.Image:
+    """The pictures over the prompt; its PNG metadata holds all that is needed to draw it again, as JSON."""
+    text, _ = studio.describe(settings.prompt)
+    words = word_positions(text, studio.readers[studio.titles[0]].tokenizer)
+    strip = draw_strip([Panel(picture, title, scores[title]) for title, picture in pictures.items()], words)
+    weights = studio.weights
+    sources = {"model": weights.model or "embedded", "tulip": weights.tulip, "longclip": weights.longclip}
+    record = {**settings.as_dict(), **sources, "version": version("tulip-diffusion")}
+    strip.info["tulip-diffusion"] = json.dumps(record)  # gradio writes the texts of `info` into the file
+    return strip
+
+
+def keep(picture: Image.Image, name: str) -> str:
+    """Write a PNG into the folder that the page serves its own files from; returns its path."""
+    return save_pil_to_cache(picture, cache_dir=get_upload_folder(), name=name, format="png")

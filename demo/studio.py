@@ -1,0 +1,217 @@
+"""Draws one prompt for several text encoders with one UNet and one VAE."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from tulip_diffusion.pipelines.conditioning import Conditioning, Slot, pad_states
+from tulip_diffusion.pipelines.weighting import parse_weights
+from tulip_diffusion.windows import CONTEXTS, PromptDescription, describe_prompt
+
+from .settings import Settings, check_text, check_tokens
+from .weights import Weights, load_readers
+
+PREVIEWS = 8  # of each picture, while it is drawn
+PREVIEW_LATENTS = 32  # latents are shrunk to this side before a preview is decoded
+
+Conditions = tuple[Tensor, Tensor, Tensor, Tensor]  # what `encode_prompt` gives
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How far a comparison has come: `done` of `total` steps, and the pictures that are new."""
+
+    done: int
+    total: int
+    pictures: Mapping[str, Image.Image]
+    finished: bool = False  # these pictures are no previews
+
+
+class Studio:
+    """The encoders of `weights`, loaded when they are first needed, and a pencil that only one hand holds at a time.
+
+    The encoders' conditionings are one batch as long as memory allows; once it has run out, they are drawn one after
+    the other.
+    """
+
+    def __init__(self, weights: Weights | None = None):
+        self.weights = weights or Weights()
+        self.titles = self.weights.titles
+        self.batched = True
+        self._readers: dict[str, Any] = {}
+        self._loading = threading.Lock()
+        self.drawing = threading.Lock()  # held by whoever draws, or sets something on the encoders for a moment
+
+    @property
+    def readers(self) -> dict[str, Any]:
+        """A pipeline for each title. What fails to load raises here, and is tried again the next time."""
+        with self._loading:
+            if not self._readers:
+                readers = load_readers(self.weights)
+                large_on_cpu = not self.weights.embedded and readers[self.titles[0]].device.type == "cpu"
+                self.batched = not large_on_cpu  # there, running out of memory is the end of the process
+                self._readers = readers
+            return self._readers
+
+    def describe(self, prompt: str, contexts: Mapping[str, int | None] = CONTEXTS) -> tuple[str, PromptDescription]:
+        """The text that encoders read, prompt weights taken out, and its description.
+
+        Raises:
+            ValueError: the prompt has more characters than the page takes.
+        """
+        check_text("prompt", prompt)
+        text = "".join(" " * span.after_break + span.text for span in parse_weights(prompt)).rstrip()
+        return text, describe_prompt(text, self.readers[self.titles[0]].tokenizer, contexts)
+
+    def unseen(self, settings: Settings) -> dict[str, str]:
+        """For each title the words of the prompt that one of its encoders cannot see."""
+        contexts = {title: self.context(title, settings) for title in self.titles}
+        readings = self.describe(settings.prompt, contexts)[1].readings
+        return {title: readings[title].lost for title in self.titles}
+
+    def context(self, title: str, settings: Settings) -> int | None:
+        """Tokens that reach both encoders of `title`, None for all of them."""
+        reader = self.readers[title]
+        own = {field.name: reader.config[field.name] for field in fields(Conditioning)}
+        options = Conditioning(**{**own, **settings.conditioning})
+        slots = (
+            Slot("text_encoder", reader.tokenizer, reader.text_encoder),
+            Slot("text_encoder_2", reader.tokenizer_2, reader.text_encoder_2),
+        )
+        return min((limit for slot in slots if (limit := slot.context(options)) is not None), default=None)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what would take too long, before any work.
+
+        Raises:
+            ValueError: with a sentence for the page.
+        """
+        if settings.size not in self.weights.sizes:
+            sizes = ", ".join(map(str, self.weights.sizes))
+            raise ValueError(f"This model draws pictures with a side of {sizes} pixels, got {settings.size!r}.")
+        check_tokens("prompt", self.describe(settings.prompt)[1].tokens)
+        check_tokens("negative prompt", self.describe(settings.negative)[1].tokens)
+
+    def draw(self, settings: Settings) -> Iterator[Frame]:
+        """Frames of one comparison as they come. Closing the iterator stops the denoising loop after its step."""
+        self.check(settings)
+        frames: queue.SimpleQueue[Frame | Exception | None] = queue.SimpleQueue()
+        stopped = threading.Event()
+        threading.Thread(target=self._draw_all, args=(settings, frames.put, stopped), daemon=True).start()
+        try:
+            while (frame := frames.get()) is not None:
+                if isinstance(frame, Exception):
+                    raise frame
+                yield frame
+        finally:
+            stopped.set()
+
+    def _draw_all(self, settings: Settings, report: Callable[[Any], None], stopped: threading.Event) -> None:
+        """Runs in a thread of its own: whoever waits for frames can stop waiting at any time."""
+        try:
+            with self.drawing, torch.no_grad():
+                try:
+                    self._draw_groups(settings, report, stopped)
+                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    if not (self.batched and is_out_of_memory(error)):
+                        raise
+                    self.batched = False
+                    torch.cuda.empty_cache()
+                    self._draw_groups(settings, report, stopped)
+        except Exception as error:
+            report(error)
+        finally:
+            report(None)
+
+    def _draw_groups(self, settings: Settings, report: Callable[[Frame], None], stopped: threading.Event) -> None:
+        groups = [self.titles] if self.batched else [(title,) for title in self.titles]
+        for number, group in enumerate(groups):
+            if not stopped.is_set():
+                self._draw_group(settings, group, (number, len(groups)), report, stopped)
+
+    def _draw_group(
+        self,
+        settings: Settings,
+        titles: Sequence[str],
+        place: tuple[int, int],
+        report: Callable[[Frame], None],
+        stopped: threading.Event,
+    ) -> None:
+        """Denoise the conditionings of `titles` as one batch from the same noise; `place` is (number, of how many)."""
+        number, groups = place
+
+        def after_step(pipeline, step, timestep, tensors):
+            steps = pipeline.num_timesteps
+            pictures = {}
+            if (step + 1) % max(1, steps // PREVIEWS) == 0 and step + 1 < steps:
+                small = shrink(tensors["latents"])
+                pictures = {title: self._decode(row) for title, row in zip(titles, small, strict=True)}
+            report(Frame(number * steps + step + 1, groups * steps, pictures))
+            if stopped.is_set():
+                pipeline._interrupt = True
+            return {}
+
+        states, negative, pooled, negative_pooled = self._encode(settings, titles)
+        pipeline = self.readers[titles[0]]  # any of them: the UNet is the same
+        latents = pipeline(
+            prompt_embeds=states,
+            negative_prompt_embeds=negative,
+            pooled_prompt_embeds=pooled,
+            negative_pooled_prompt_embeds=negative_pooled,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            height=settings.size,
+            width=settings.size,
+            generator=[torch.Generator("cpu").manual_seed(settings.seed) for _ in titles],
+            callback_on_step_end=after_step,
+            output_type="latent",
+        ).images
+        done, total = (number + 1) * pipeline.num_timesteps, groups * pipeline.num_timesteps
+        for title, row in zip(titles, latents, strict=True):
+            if not stopped.is_set():
+                report(Frame(done, total, {title: self._decode(row)}, finished=True))
+
+    def _encode(self, settings: Settings, titles: Sequence[str]) -> Conditions:
+        """States and pooled vectors of all titles, filled up to one length with zeros, which attention leaves out."""
+        rows: list[Conditions] = []
+        for title in titles:
+            reader = self.readers[title]
+            with reader.conditioned(**settings.conditioning):
+                rows.append(reader.encode_prompt(settings.prompt, negative_prompt=settings.negative.strip() or None))
+        length = max(states.shape[1] for states, *_ in rows)
+        states, negative, pooled, negative_pooled = zip(*rows, strict=True)
+        return (
+            torch.cat([pad_states(row, length) for row in states]),
+            torch.cat([pad_states(row, length) for row in negative]),
+            torch.cat(pooled),
+            torch.cat(negative_pooled),
+        )
+
+    def _decode(self, latents: Tensor) -> Image.Image:
+        """The picture of one row of latents, (channels, height, width), which SDXL keeps scaled and maybe centred."""
+        pipeline = self.readers[self.titles[0]]
+        config = pipeline.vae.config
+        latents = latents[None].to(pipeline.vae.dtype) / config.scaling_factor
+        if config.latents_mean is not None and config.latents_std is not None:
+            mean, std = (latents.new_tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
+            latents = latents * std + mean
+        decoded = pipeline.vae.decode(latents, return_dict=False)[0]
+        return pipeline.image_processor.postprocess(decoded)[0]
+
+
+def shrink(latents: Tensor) -> Tensor:
+    """`latents` (batch, channels, height, width) averaged down to a side of at most `PREVIEW_LATENTS`."""
+    side = min(PREVIEW_LATENTS, latents.shape[-1])
+    return F.interpolate(latents, size=(side, side), mode="area")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also on a CPU, where torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

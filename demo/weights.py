@@ -1,0 +1,97 @@
+"""Which models the demo compares, and how they are loaded so that one UNet and one VAE serve all text encoders."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tulip_diffusion.embedded import ASSETS
+from tulip_diffusion.generate import COMPARED, load_pipeline
+
+TITLES = tuple(COMPARED.values())
+SHARED = ("unet", "vae", "scheduler")
+# What a real model's encoders do with prompts that outgrow them: as in the work that published each of them.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "CLIP": {"overflow": "truncate"},
+    "Long-CLIP": {"overflow": "stretch", "sequence_length": 248},
+    "TULIP": {"overflow": "windows"},
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the models come from: the embedded family in `assets`, or SDXL and encoders for its first slot.
+
+    Raises:
+        ValueError: encoders are given without a model, or a model without any encoder to compare it with.
+    """
+
+    model: str | None = None
+    tulip: str | None = None
+    longclip: str | None = None
+    assets: Path = ASSETS
+    device: str | None = None
+
+    def __post_init__(self):
+        encoders = [name for name in ("tulip", "longclip") if getattr(self, name)]
+        if self.model is None and encoders:
+            raise ValueError(f"--{encoders[0]} needs --model, the SDXL weights that the encoder is to condition.")
+        if self.model is not None and not encoders:
+            raise ValueError("--model needs --tulip, --longclip or both: the encoders to set beside the model's own.")
+
+    @property
+    def embedded(self) -> bool:
+        return self.model is None
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """The encoders' names in the order of the page's columns."""
+        given = dict(zip(TITLES, (True, self.longclip, self.tulip), strict=True))
+        return tuple(title for title in TITLES if self.embedded or given[title])
+
+    @property
+    def steps(self) -> int:
+        return 25 if self.embedded else 30
+
+    @property
+    def guidance(self) -> float:
+        return 3.0 if self.embedded else 5.0
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the pictures in pixels, the default last; the embedded family's UNet knows one size."""
+        return (64,) if self.embedded else (512, 768, 1024)
+
+
+def load_readers(weights: Weights) -> dict[str, Any]:
+    """A pipeline for each of `weights.titles`; UNet, VAE and scheduler are the same objects in all of them."""
+    readers = dict(embedded_readers(weights) if weights.embedded else model_readers(weights))
+    for reader in readers.values():
+        reader.set_progress_bar_config(disable=True)
+    return readers
+
+
+def embedded_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
+    shared: dict[str, Any] = {}
+    for encoder, title in COMPARED.items():
+        reader = load_pipeline(weights, encoder)  # type: ignore[arg-type]  # reads model, assets and device
+        shared = shared or {name: reader.components[name] for name in SHARED}
+        reader.register_modules(**shared)
+        yield title, reader
+
+
+def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
+    """The second encoder is shared as well: only the first slot's encoders differ."""
+    import torch
+
+    from tulip_diffusion.pipelines.checks import load_first_encoder
+
+    base = load_pipeline(weights, None)  # type: ignore[arg-type]
+    if base.vae.config.force_upcast:
+        base.vae.to(torch.float32)  # SDXL's own overflows in half precision
+    for title, source in zip(TITLES, (None, weights.longclip, weights.tulip), strict=True):
+        if title in weights.titles:
+            encoder = load_first_encoder(source, base.text_encoder.dtype) if source else base.text_encoder
+            reader = type(base).from_pipe(base, text_encoder=encoder.to(base.device))
+            reader.set_conditioning(**PUBLISHED[title])
+            yield title, reader

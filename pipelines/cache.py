@@ -38,9 +38,7 @@ class PromptCache:
             ValueError: an argument is a tensor, which says nothing of its text.
         """
         if tensors := [name for name, value in arguments.items() if isinstance(value, Tensor)]:
-            raise ValueError(
-                f"PromptCache goes by texts, got tensors for {tensors}. Pass those to the pipeline itself."
-            )
+            raise ValueError(f"PromptCache goes by texts, got tensors for {tensors}. Pass them to the pipeline.")
         encoders = [encoder for encoder in (self.pipe.text_encoder, self.pipe.text_encoder_2) if encoder is not None]
         states = [encoder_state(encoder) for encoder in encoders]
         key = repr((prompt, sorted(arguments.items()), self.pipe._conditioning, states))

@@ -2,15 +2,13 @@
 
 from itertools import accumulate
 
-from tulip_diffusion.windows import CLIP_LENGTH
-
 SIZES = (60, 150, 300, 600)
 SEED = 2_100_000_100  # outside every split of `scenes.dataset`
-THINGS = {60: 4, 150: 10, 300: 16, 600: 16}
+THINGS = {60: 3, 150: 10, 300: 16, 600: 16}
 PROSE = (
     "An old harbour town at the end of a rainy summer afternoon, seen from the deck of a small ferry.",
     "In the foreground a wooden jetty leads from the lower left corner towards the houses, its planks dark and wet.",
-    "A fisherman in a yellow oilskin coat sits on an upturned crate and mends a green net with a bone needle.",
+    "A fisherman in a yellow oilskin coat mends a green net.",
     "Beside him a ginger cat watches three silver herrings in a blue enamel bowl.",
     "Behind them four narrow houses stand wall to wall along the quay.",
     "The first is painted ochre and has white shutters, two of them closed.",
@@ -47,8 +45,7 @@ def world_examples() -> list[str]:
     prompts = []
     for number, (size, things) in enumerate(THINGS.items()):
         rng = np.random.default_rng(SEED + number)
-        filler = {"tokens": size} if size > CLIP_LENGTH else {}
-        prompts.append(write_caption(rng, random_scene(rng, things), **filler).text)
+        prompts.append(write_caption(rng, random_scene(rng, things), tokens=size).text)
     return prompts
 
 

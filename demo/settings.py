@@ -35,8 +35,8 @@ class Settings:
             raise ValueError("The prompt is empty. Write what the picture should show, or choose an example.")
         check_text("prompt", self.prompt)
         check_text("negative prompt", self.negative)
-        check_number("seed", self.seed, 0, MAX_SEED)
-        check_number("number of steps", self.steps, 1, MAX_STEPS)
+        check_number("seed", self.seed, 0, MAX_SEED, whole=True)
+        check_number("number of steps", self.steps, 1, MAX_STEPS, whole=True)
         check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
         for name, value, allowed in (("overflow", self.overflow, OVERFLOWS), ("length", self.length, LENGTHS)):
             if value not in allowed:
@@ -68,6 +68,7 @@ def check_tokens(name: str, tokens: int) -> None:
         raise ValueError(f"The {name} has {tokens:,} tokens, and this page takes up to {MAX_TOKENS:,}. Shorten it.")
 
 
-def check_number(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"The {name} must be a number from {low:,} to {high:,}, got {value!r}.")
+def check_number(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
+    if not isinstance(value, int if whole else int | float) or not low <= value <= high:
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"The {name} must be a {kind} from {low:,} to {high:,}, got {value!r}.")

@@ -45,6 +45,20 @@ def save_checkpoint(accelerator: Accelerator, output_dir: Path, step: int, progr
     accelerator.wait_for_everyone()
 
 
+def refuse_old_checkpoints(output_dir: Path, resume: str) -> None:
+    """A run that starts anew beside another's checkpoints would later resume from the wrong ones.
+
+    Raises:
+        FileExistsError: there are checkpoints and `resume` is "none".
+    """
+    found = checkpoints(output_dir)
+    if resume == "none" and found:
+        raise FileExistsError(
+            f"{output_dir} already holds checkpoints, up to {found[-1].name}. Add --resume auto to go on from there, "
+            "or choose another --output-dir."
+        )
+
+
 def load_checkpoint(accelerator: Accelerator, output_dir: Path, resume: str) -> dict:
     """Load the checkpoint that `resume` names, and return its progress: {"step": 0} where there is none.
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from tulip_diffusion.data import CaptionData, ShuffledChunks, SkippedRows
 
-from .checkpointing import StopSignal, load_checkpoint, save_checkpoint
+from .checkpointing import StopSignal, load_checkpoint, refuse_old_checkpoints, save_checkpoint
 from .config import LoopArguments
 
 logger = get_logger(__name__)
@@ -172,6 +172,7 @@ class Training:
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         progress = load_checkpoint(accelerator, self.output_dir, arguments.resume)
+        self.check_order(progress)
         first = progress["step"]
         self.seen, self.skipped.skipped = progress.get("seen", 0), progress.get("skipped", 0)
         self.keep_history(first)
@@ -186,13 +187,27 @@ class Training:
                 self.report(step, figures, batch, time.perf_counter() - started, bar)
                 done, stopped = step + 1, stop.agreed(accelerator)
                 if stopped or done % arguments.save_every == 0 or done == self.total:
-                    progress = {"seen": self.seen, "skipped": self.skipped.skipped, "figures": figures}
+                    progress = self.order | {"seen": self.seen, "skipped": self.skipped.skipped, "figures": figures}
                     save_checkpoint(accelerator, self.output_dir, done, progress, arguments.keep_last)
                 if stopped and done < self.total:
                     logger.info("Stopped at step %d on SIGTERM; --resume auto goes on from there.", done)
                     raise SystemExit(0)
         self.skipped.check(self.seen + self.skipped.skipped)
         return figures
+
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order of the data depends on; with it a step is a position in the data."""
+        return {"batch_size": self.arguments.batch_size, "seed": self.arguments.seed, "rows": len(self.stage.data)}
+
+    def check_order(self, progress: dict[str, Any]) -> None:
+        changed = [name for name, value in self.order.items() if progress.get(name, value) != value]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"The checkpoint was made with {name} {progress[name]}, and this run has {self.order[name]}: it would "
+                "not go on where that one stopped. Use the same, or start anew in another --output-dir."
+            )
 
     def receive(self, chunk: dict[str, Any]) -> dict[str, Any]:
         """A chunk on the device, with the bad rows that its workers met counted."""
@@ -272,6 +287,7 @@ def run_stage(stage: Stage, arguments: LoopArguments, accelerator: Accelerator |
     if arguments.report_to != "none":
         plain = {k: v for k, v in asdict(arguments).items() if isinstance(v, int | float | str | bool)}
         accelerator.init_trackers("tulip-diffusion", config=plain)
+    refuse_old_checkpoints(Path(arguments.output_dir), arguments.resume)
     stage.begin(accelerator)
     training = Training(stage, arguments, accelerator)
     figures = training.run()

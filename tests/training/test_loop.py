@@ -103,9 +103,10 @@ def test_stage_1_leaves_an_encoder_that_loads_and_says_what_made_it(tmp_path, to
 
 def test_an_encoder_knows_how_long_the_texts_were_that_it_was_trained_on(tmp_path, tokenizer, teacher):
     for objective, length, expected in (("default", 154, 154), ("default", 77, 77), ("paper", 248, 77)):
-        given = arguments(DistillArguments, tmp_path, steps=1, objective=objective, length=length)
+        folder = tmp_path / f"{objective}-{length}"
+        given = arguments(DistillArguments, folder, steps=1, objective=objective, length=length)
         distill(teacher, tokenizer, captions(), given)
-        assert TulipTextModel.from_pretrained(tmp_path).config.max_position_embeddings == expected
+        assert TulipTextModel.from_pretrained(folder).config.max_position_embeddings == expected
 
 
 def test_recomputed_activations_change_nothing(tmp_path, tokenizer, teacher):
@@ -217,6 +218,7 @@ def test_broken_images_are_replaced_counted_and_too_many_stop_the_run(tmp_path, 
     assert len(history(tmp_path / "out")) == 10
     assert "data.jsonl line 4" in caplog.text and "data.jsonl line 18" in caplog.text
     data = open_captions(str(pairs), with_images=True, max_bad_share=0.01)
+    given = arguments(FinetuneArguments, tmp_path / "strict", steps=10)
     with pytest.raises(ValueError, match=r"more than the share of 0\.01"):
         finetune_clip(load_towers(), tokenizer, data, given)
 
@@ -249,3 +251,14 @@ def test_only_the_last_checkpoints_are_kept(tmp_path, tokenizer, teacher):
 def test_senseless_arguments_are_refused_where_they_are_made(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(DistillArguments, tmp_path, **changes)
+
+
+def test_a_run_neither_starts_over_anothers_checkpoints_nor_goes_on_in_another_order(tmp_path, tokenizer, teacher):
+    distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path))
+    with pytest.raises(FileExistsError, match=r"up to step-00000003\. Add --resume auto"):
+        distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path))
+    with pytest.raises(ValueError, match="made with batch_size 8, and this run has 4"):
+        given = arguments(DistillArguments, tmp_path, resume="auto", batch_size=4, steps=6)
+        distill(teacher, tokenizer, captions(), given)
+    distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path, resume="auto", steps=5))
+    assert [line["step"] for line in history(tmp_path)] == [1, 2, 3, 4, 5]

@@ -129,8 +129,9 @@ def test_training_from_the_cache_follows_training_with_the_teacher(tmp_path, tok
     losses = {}
     for cache in ("off", str(tmp_path / "cache")):
         given = arguments(tmp_path, teacher_cache=cache)
+        given.output_dir = str(tmp_path / f"out-{len(losses)}")
         distill(copy.deepcopy(teacher), tokenizer, captions(), given)
-        lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+        lines = (tmp_path / f"out-{len(losses)}" / "metrics.jsonl").read_text().splitlines()
         losses[cache] = [json.loads(line)["loss"] for line in lines]
     off, cached = losses.values()
     assert cached == pytest.approx(off, rel=2e-3)

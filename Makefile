@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: run test check bench
 run: .venv/.run
-	$(BIN)/tulip-diffusion describe --file docs/sample_prompt.txt
+	$(BIN)/tulip-diffusion describe --file docs/sample_prompt.txt --encoder untrained
 
 test: .venv/.dev
 	$(BIN)/python -m pytest

@@ -31,6 +31,12 @@ def test_describe_reads_files_and_prints_windows_that_hold_every_word(tmp_path, 
     assert " ".join(windows) == LONG_CAPTION
 
 
+def test_describe_encodes_with_the_encoder_that_is_named(clip, tmp_path, capsys):
+    from_clip(clip).save_pretrained(tmp_path)
+    assert main(["describe", "a red tulip", "--encoder", str(tmp_path)]) == 0
+    assert "states (1, 5, 128) for SDXL, text_embeds (1, 32)" in capsys.readouterr().out
+
+
 def test_convert_writes_a_folder_with_its_tokenizer(clip, tmp_path, capsys):
     torch.save({"state_dict": export_open_clip(from_clip(clip))}, tmp_path / "tulip.pt")
     arguments = ["convert", str(tmp_path / "tulip.pt"), str(tmp_path / "tulip"), "--rope", "paper"]

@@ -4,10 +4,18 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 CLIP_VOCABULARY = 49408
+VIT_L_14 = {  # SDXL's first text encoder
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from tulip_diffusion import __version__
+    from tulip_diffusion import __version__, generate
+    from tulip_diffusion.training import commands as training
 
     parser = argparse.ArgumentParser(
         prog="tulip-diffusion",
@@ -33,8 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    generate.register(commands)
     _register_describe(commands)
     _register_convert(commands)
+    training.register(commands)
+    evaluations = commands.add_parser("evaluate", help="measure what pictures and states say of prompts")
+    generate.register_evaluation(evaluations.add_subparsers(dest="evaluation", required=True, metavar="EVALUATION"))
     return parser
 
 
@@ -43,12 +56,17 @@ def _register_describe(commands) -> None:
         "describe",
         help="count a prompt's tokens and name the words that each encoder cannot see",
         description="Count a prompt's tokens, and name the words that CLIP (77 tokens), Long-CLIP (248) and TULIP "
-        "cannot see. Loads no model.",
+        "cannot see. Loads no model unless you name one with --encoder.",
     )
     parser.add_argument("prompt", nargs="?", help="the prompt; '-' reads it from standard input")
     parser.add_argument("--file", type=Path, help="read the prompt from this text file instead")
     parser.add_argument("--windows", action="store_true", help="also print the 75-token windows it would be cut into")
     parser.add_argument("--clean", action="store_true", help="clean the text as open_clip does before counting")
+    parser.add_argument(
+        "--encoder",
+        help="also encode the prompt with this checkpoint file, folder or Hub id; 'untrained' makes a TULIP encoder "
+        "of CLIP ViT-L/14's size with random weights, to see that it runs",
+    )
     parser.set_defaults(run=describe)
 
 
@@ -62,11 +80,35 @@ def describe(options: argparse.Namespace) -> None:
         prompt = options.file.read_text(encoding="utf-8")
     else:
         prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    description = describe_prompt(prompt, load_tokenizer(clean=options.clean))
+    tokenizer = load_tokenizer(clean=options.clean)
+    description = describe_prompt(prompt, tokenizer)
     print(description)
     if options.windows:
         for number, window in enumerate(description.windows, start=1):
             print(f"\nwindow {number}: {window}")
+    if options.encoder is not None:
+        print(f"\n{_encode(tokenizer(prompt, return_tensors='pt', verbose=False).input_ids, options.encoder)}")
+
+
+def _encode(input_ids, source: str) -> str:
+    """Encode (1, tokens) ids and say what came out."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from tulip_diffusion import from_clip, load_text_encoder
+
+    if source == "untrained":
+        encoder = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**VIT_L_14)).eval())
+    else:
+        encoder = load_text_encoder(source)
+    start = time.perf_counter()
+    with torch.no_grad():
+        output = encoder(input_ids, output_hidden_states=True)
+    return (
+        f"{type(encoder).__name__}, {encoder.num_parameters():,} parameters, encoded it in "
+        f"{time.perf_counter() - start:.1f} s: penultimate states {tuple(output.hidden_states[-2].shape)} for SDXL, "
+        f"text_embeds {tuple(output.text_embeds.shape)} for retrieval"
+    )
 
 
 def _register_convert(commands) -> None:

@@ -10,6 +10,8 @@ BEYOND = (176, 32, 90)
 PAPER, QUIET = (253, 252, 249), (120, 124, 132)
 PICTURE, MARGIN, LINE = 384, 24, 24
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -56,7 +58,7 @@ def draw_strip(panels: Sequence[Panel], words: Sequence[tuple[str, int]]) -> Ima
     return strip
 
 
-def draw_legend(draw: ImageDraw.ImageDraw, top: float, font: ImageFont.FreeTypeFont) -> None:
+def draw_legend(draw: ImageDraw.ImageDraw, top: float, font: Font) -> None:
     left = float(MARGIN)
     for name, colour in (
         ("within CLIP's 77 tokens", SEEN[77]),
@@ -68,7 +70,7 @@ def draw_legend(draw: ImageDraw.ImageDraw, top: float, font: ImageFont.FreeTypeF
         left += 20 + font.getlength(name) + 32
 
 
-def wrap(words: Sequence[tuple[str, int]], font: ImageFont.FreeTypeFont, width: float) -> list[list[tuple]]:
+def wrap(words: Sequence[tuple[str, int]], font: Font, width: float) -> list[list[tuple]]:
     """Lines of (left edge, word, colour) no wider than `width` pixels."""
     lines: list[list[tuple]] = [[]]
     left = 0.0

@@ -54,9 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
             {k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{tower}.safetensors"
         )
     for name in ("clip", "longclip", "clip-finetuned", "tulip-paper", "tulip"):
-        pair = [folder / f"{name}-{tower}" for tower in ("l", "g")]
-        if all(path.is_dir() for path in pair):
-            export_encoder(*pair, out / "encoders" / name)
+        first, second = folder / f"{name}-l", folder / f"{name}-g"
+        if first.is_dir() and second.is_dir():
+            export_encoder(first, second, out / "encoders" / name)
         else:
             print(f"{name} is not there yet: left out")
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

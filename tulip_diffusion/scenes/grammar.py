@@ -31,12 +31,12 @@ class Writer:
     """Puts the things of one scene into words, one after the other, and remembers what was mentioned."""
 
     def __init__(self, rng: np.random.Generator, scene: Scene, wording: str, references: Mapping[str, float]):
-        self.rng, self.scene, self.wording, self.references = rng, scene, wording, references
-        self.things = list(scene.things)
+        self.rng, self.wording, self.references = rng, wording, references
+        self.things = {place: thing for place, thing in enumerate(scene.things) if thing}
         self.mentioned: list[int] = []  # places, in order
         self.sentences: list[Sentence] = []
 
-    def say(self, role: str, places: tuple[int, ...], referent: int | None = None, **words: str) -> None:
+    def say(self, role: str, places: tuple[int, ...], words: Mapping[str, str], referent: int | None = None) -> None:
         wording = choose(self.rng, ("long", "short")) if self.wording == "mixed" else self.wording
         template = choose(self.rng, TEMPLATES[role][wording])
         self.sentences.append(Sentence(fill(template, words), role, places, referent))
@@ -59,15 +59,15 @@ class Writer:
         if role == "colour":
             referent = int(self.rng.choice([other for other in self.sole() if self.things[other].kind != thing.kind]))
             self.things[place] = Thing(thing.kind, self.things[referent].colour)
-            self.say("colour", (place,), referent, **words, other=self.things[referent].kind)
+            self.say("colour", (place,), {**words, "other": self.things[referent].kind}, referent)
         elif role == "place":
-            referent, side = self.neighbour(place)
-            self.say("place", (place,), referent, **words, side=side, other=self.things[referent].kind)
+            referent, side = self.neighbours(place)[0]
+            self.say("place", (place,), {**words, "side": side, "other": self.things[referent].kind}, referent)
         elif role == "it":
-            self.say("colourless", (place,), **words)
-            self.say("it", (place,), **words)
+            self.say("colourless", (place,), words)
+            self.say("it", (place,), words)
         else:
-            self.say("thing", (place,), **words)
+            self.say("thing", (place,), words)
         self.mentioned.append(place)
 
     def role(self, place: int) -> str:
@@ -77,18 +77,19 @@ class Writer:
             draw -= self.references.get(role, 0)
             if draw < 0:
                 others = [other for other in self.sole() if self.things[other].kind != self.things[place].kind]
-                open_ = {"colour": bool(others), "place": self.neighbour(place) is not None, "it": True}
+                open_ = {"colour": bool(others), "place": bool(self.neighbours(place)), "it": True}
                 return role if open_[role] else "thing"
         return "thing"
 
-    def neighbour(self, place: int) -> tuple[int, str] | None:
-        """Where a thing mentioned before, the only one of its kind, stands beside `place`, and the words for that."""
+    def neighbours(self, place: int) -> list[tuple[int, str]]:
+        """Things mentioned before, each the only one of its kind, that `place` is beside, and on which side."""
+        found = []
         for side, step in SIDES.items():
             other = place - step
             same_row = other // len(COLUMNS) == place // len(COLUMNS)
             if other in self.sole() and (abs(step) > 1 or same_row):
-                return other, side
-        return None
+                found.append((other, side))
+        return found
 
     def describe_every(self, places: list[int]) -> None:
         """Mention these things of one kind without their colour, then give it to all of them at once."""
@@ -96,9 +97,9 @@ class Writer:
         for place in places:
             thing = self.things[place] = Thing(self.things[place].kind, colour)
             row, column = ROWS[place // len(COLUMNS)], COLUMNS[place % len(COLUMNS)]
-            self.say("colourless", (place,), row=row, column=column, kind=thing.kind)
+            self.say("colourless", (place,), {"row": row, "column": column, "kind": thing.kind})
         self.mentioned += places
-        self.say("every", tuple(places), kind=thing.kind, colour=colour)
+        self.say("every", tuple(places), {"kind": thing.kind, "colour": colour})
 
 
 def write_caption(
@@ -134,20 +135,22 @@ def write_caption(
         writer.describe_every(together)
     sentences = writer.sentences
     if cabinet:
-        writer.say("cabinet", (), cabinet=scene.cabinet)
+        writer.say("cabinet", (), {"cabinet": scene.cabinet})
         sentences.insert(int(rng.integers(len(sentences))), sentences.pop())
     if tokens is not None:
         pad_sentences(rng, sentences, tokens)
-    return Caption(Scene(scene.cabinet, tuple(writer.things)), tuple(sentences))
+    things = tuple(writer.things.get(place) for place in range(PLACES))
+    return Caption(Scene(scene.cabinet, things), tuple(sentences))
 
 
 def shared_kind(rng: np.random.Generator, scene: Scene) -> list[int]:
     """Places of all the things of one kind, three at most of them, or none for an empty scene."""
-    kinds = sorted({thing.kind for thing in scene.things if thing})
-    if not kinds:
+    kinds = [thing.kind if thing else None for thing in scene.things]
+    present = sorted({kind for kind in kinds if kind})
+    if not present:
         return []
-    kind = choose(rng, kinds)
-    places = [place for place in scene.occupied if scene.things[place].kind == kind]
+    chosen = choose(rng, present)
+    places = [place for place, kind in enumerate(kinds) if kind == chosen]
     return places if len(places) <= 3 else []
 
 

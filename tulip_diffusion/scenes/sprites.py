@@ -128,10 +128,10 @@ def fish(b: Brush) -> None:
 
 def tree(b: Brush) -> None:
     b.polygon([(6.8, 10), (9.2, 10), (9.6, 14.2), (6.4, 14.2)], WOOD)
-    for circle in ((1.8, 5.2, 8.4, 11.4), (7.6, 5.2, 14.2, 11.4), (4.2, 1.4, 11.8, 8.4)):
-        b.ellipse(*circle, b.colour)
-    for circle in ((2.4, 5.8, 7.8, 10.8), (8.2, 5.8, 13.6, 10.8), (4.8, 4, 11.2, 9.8)):
-        b.ellipse(*circle, b.colour, 0)
+    for left, top, right, bottom in ((1.8, 5.2, 8.4, 11.4), (7.6, 5.2, 14.2, 11.4), (4.2, 1.4, 11.8, 8.4)):
+        b.ellipse(left, top, right, bottom, b.colour)
+    for left, top, right, bottom in ((2.4, 5.8, 7.8, 10.8), (8.2, 5.8, 13.6, 10.8), (4.8, 4, 11.2, 9.8)):
+        b.ellipse(left, top, right, bottom, b.colour, 0)
     for x, y in ((6, 3.4), (4, 7.2), (10.6, 7), (8.6, 5)):
         b.ellipse(x - 0.7, y - 0.7, x + 0.7, y + 0.7, b.light, 0)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -213,6 +214,7 @@ def serve(
     share: bool = False,
 ) -> None:
     """Open the page and keep it open until interrupted. Files of the page live and die with it."""
+    logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the page itself names the words lost
     with tempfile.TemporaryDirectory(prefix="tulip-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the only folder that is served
         demo = launch(build(studio), host, port, auth, mcp, share)

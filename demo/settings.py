@@ -31,10 +31,10 @@ class Settings:
     length: str = "own"
 
     def __post_init__(self):
-        if not self.prompt.strip():
-            raise ValueError("The prompt is empty. Write what the picture should show, or choose an example.")
         check_text("prompt", self.prompt)
         check_text("negative prompt", self.negative)
+        if not self.prompt.strip():
+            raise ValueError("The prompt is empty. Write what the picture should show, or choose an example.")
         check_number("seed", self.seed, 0, MAX_SEED, whole=True)
         check_number("number of steps", self.steps, 1, MAX_STEPS, whole=True)
         check_number("guidance", self.guidance, 0, MAX_GUIDANCE)
@@ -57,6 +57,8 @@ class Settings:
 
 
 def check_text(name: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"The {name} must be text, got {text!r:.100}.")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(
             f"The {name} has {len(text):,} characters, and this page takes up to {MAX_CHARACTERS:,}. Shorten it."

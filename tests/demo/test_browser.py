@@ -1,0 +1,126 @@
+"""The page in a real browser."""
+
+import shutil
+
+import pytest
+
+from tests.demo.test_studio import LONG
+
+pytestmark = pytest.mark.browser
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("Chromium is not installed (apt-get install chromium)")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, url):
+    """Opens the page at a width, and fails the test where the page asked another host for anything."""
+    pages, elsewhere = [], []
+
+    def open_page(width: int = 1280, colours: str = "light"):
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=colours)
+        page.on("request", lambda request: elsewhere.append(request.url) if not local(request.url, url) else None)
+        page.goto(url, wait_until="domcontentloaded")
+        page.locator("#prompt textarea").wait_for()
+        page.wait_for_function("document.querySelector('#bar .tokens')")
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert not elsewhere
+
+
+def local(address: str, url: str) -> bool:
+    return address.startswith((url, "data:", "blob:"))
+
+
+def coloured(page) -> dict[str, str]:
+    spans = page.locator("#bar .words span")
+    return {spans.nth(i).get_attribute("class"): spans.nth(i).inner_text() for i in range(spans.count())}
+
+
+@pytest.mark.parametrize(("width", "colours"), [(1280, "light"), (390, "dark")], ids=["desktop", "phone"])
+def test_a_long_prompt_is_coloured_as_one_types_and_gives_three_different_pictures(visit, width, colours):
+    page = visit(width, colours)
+    page.keyboard.insert_text(LONG)  # the prompt has the focus from the start
+    page.locator("#bar .words .tulip").wait_for()
+    parts = coloured(page)
+    assert list(parts) == ["clip", "longclip", "tulip"]
+    assert "".join("".join(parts.values()).split()) == "".join(LONG.split())
+    assert "reads 77" in page.locator("#bar .count.clip").inner_text()
+
+    page.keyboard.press("Enter")
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)
+    pictures = page.locator(".picture img")
+    assert pictures.count() == 3
+    drawn = {
+        pictures.nth(i).evaluate(
+            "async image => [...new Uint8Array(await (await fetch(image.src)).arrayBuffer())].join()"
+        )
+        for i in range(3)
+    }
+    assert len(drawn) == 3
+    for index, title in enumerate(("CLIP", "Long-CLIP", "TULIP")):
+        assert pictures.nth(index).get_attribute("alt").startswith(f"What {title} made of: Top first red tulip.")
+        assert pictures.nth(index).bounding_box()["width"] > 200
+    assert page.locator(".lost").count() == 3 and page.locator(".marks span").count() == 9
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+
+
+def test_examples_settings_and_tabs_are_there_and_an_empty_prompt_gets_a_sentence(visit):
+    page = visit()
+    assert not page.get_by_label("Steps").first.is_visible()  # closed until wanted
+    page.locator("#draw").click()
+    page.get_by_role("alert").get_by_text("The prompt is empty").wait_for()
+    page.get_by_role("button", name="150 tokens").click()
+    page.wait_for_function("document.querySelector('#bar .total b').innerText > 130")
+    page.locator("#draw").click()
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)
+    page.get_by_role("tab", name="Explain").click()
+    page.get_by_role("button", name="Explain this prompt").click()
+    page.locator(".attention").nth(2).wait_for()
+    page.get_by_role("tab", name="Runs").click()
+    page.locator("#past img").first.wait_for()
+    page.get_by_role("tab", name="Slider").click()
+    page.locator(".slider-wrap img, [data-testid=imageslider] img").first.wait_for()
+
+
+def test_stop_stops_the_loop_and_the_page_draws_again(visit, studio):
+    page = visit()
+    page.locator("#settings button").first.click()
+    page.get_by_label("number input for Steps").fill("100")
+    page.locator("#prompt textarea").fill(LONG)
+    steps = []
+    hook = studio.readers["CLIP"].unet.register_forward_hook(lambda *_: steps.append(1))
+    page.locator("#draw").click()
+    while not steps:
+        page.wait_for_timeout(50)
+    page.locator("#stop").click()
+    page.get_by_text("Stopped.").wait_for()
+    with studio.drawing:
+        hook.remove()
+    assert len(steps) < 80
+    page.get_by_label("number input for Steps").fill("2")
+    page.locator("#draw").click()
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)

@@ -25,7 +25,7 @@ from tulip_diffusion.training.captions import (
     tokenize_sentences,
 )
 from tulip_diffusion.training.config import DistillArguments
-from tulip_diffusion.training.distill import CutRows, Distillation
+from tulip_diffusion.training.distill import CutRows, Distillation, new_student
 from tulip_diffusion.training.loop import build_accelerator, run_stage
 
 
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tower", choices=("l", "g"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"), help="holds clip-l, clip-g, captions")
-    parser.add_argument("--student", type=Path, help="an encoder to go on from")
+    parser.add_argument("--student", type=Path, help="an encoder to start from, of this tower or of the other")
     parser.add_argument("--out", type=Path, help="default: tulip-TOWER in the folder")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
@@ -123,8 +123,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     data = open_captions(str(options.folder / "captions" / "captions.jsonl"))
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
-    student = options.student and TulipTextModelWithProjection.from_pretrained(options.student)
     teacher = sources.text_encoder(str(teacher_folder))
+    student = None
+    if options.student:  # weights alone: the towers differ in activation and pads
+        student = new_student(teacher, settings)
+        student.load_state_dict(TulipTextModelWithProjection.from_pretrained(options.student).state_dict())
     accelerator = build_accelerator(settings)
     run_stage(ReferenceDistillation(teacher, student, tokenizer, data, settings), settings, accelerator)
 

@@ -20,10 +20,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from tulip_diffusion.data import CaptionData, ShuffledChunks, SkippedRows
+from tulip_diffusion.data import CaptionData, SkippedRows
 
 from .checkpointing import StopSignal, load_checkpoint, refuse_old_checkpoints, save_checkpoint
 from .config import LoopArguments
+from .order import ShuffledChunks
 
 logger = get_logger(__name__)
 

@@ -1,0 +1,146 @@
+"""The demo's one UNet for three encoders, against three separate pipelines.
+
+    python -m tests.benchmarks.bench_demo [--assets FOLDER] [--runs 5] [--steps 25] [--out outputs/bench_demo.json]
+
+Prompt: 300 tokens of the embedded family's world. Times are interleaved; a ratio is the median over rounds of two
+neighbouring runs, below 1 the demo is faster. Memory is that of the distinct weights, and the peak that a fresh
+process reaches above what it held after a first small picture.
+"""
+
+import argparse
+import gc
+import logging
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tests.benchmarks.timing import interleave, paired_ratio, write
+from tulip_diffusion.demo.settings import Settings
+from tulip_diffusion.demo.studio import Studio
+from tulip_diffusion.demo.weights import Weights
+from tulip_diffusion.embedded import ASSETS, load_embedded_pipeline
+from tulip_diffusion.generate import COMPARED, example_prompt
+
+VARIANTS = ("one batch", "one after the other", "three pipelines")
+
+
+def weights_mib(pipelines: Iterable[Any]) -> float:
+    """Memory of the pipelines' distinct parameters."""
+    modules = (part for pipeline in pipelines for part in pipeline.components.values() if isinstance(part, nn.Module))
+    parameters = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    return sum(parameter.nbytes for parameter in parameters.values()) / 2**20
+
+
+def sdxl_weights_gib() -> dict[str, float]:
+    """Half-precision weights at SDXL's sizes, counted without making them: its UNet, VAE and two text encoders."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        first = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1280}
+        second = CLIPTextModelWithProjection(CLIPTextConfig(num_attention_heads=20, **sizes))
+    rest = sum(module.num_parameters() for module in (unet, vae, second))
+    own = first.num_parameters()
+    return {"shared": 2 * (rest + 3 * own) / 2**30, "three pipelines": 2 * 3 * (rest + own) / 2**30}
+
+
+def prepare(variant: str, assets: Path, steps: int) -> tuple[Callable[[], None], Iterable[Any]]:
+    """What draws the three pictures, and the pipelines that it does it with."""
+    settings = Settings(example_prompt(), steps=steps)
+    if variant == "three pipelines":
+        pipelines = [load_embedded_pipeline(encoder, assets) for encoder in COMPARED]
+        for pipeline in pipelines:
+            pipeline.set_progress_bar_config(disable=True)
+
+        def draw() -> None:
+            for pipeline in pipelines:
+                generator = torch.Generator().manual_seed(settings.seed)
+                pipeline(
+                    settings.prompt, num_inference_steps=steps, guidance_scale=settings.guidance, generator=generator
+                )
+
+        return draw, pipelines
+    studio = Studio(Weights(assets=assets))
+    readers = studio.readers.values()
+    studio.batched = variant == "one batch"
+    return lambda: [*studio.draw(settings)] and None, readers
+
+
+def memory_mib(field: str) -> float:
+    """A figure of Linux on this process: "VmRSS", what it holds now, or "VmHWM", the most that it held."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def print_peak(variant: str, assets: Path, steps: int) -> None:
+    """What this process, which does nothing else, needs for loading and one comparison; in MiB."""
+    load_embedded_pipeline("clip", assets)("A tulip.", num_inference_steps=1)  # libraries load on first use
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+    before = memory_mib("VmRSS")
+    draw, _ = prepare(variant, assets, steps)
+    draw()
+    print(memory_mib("VmHWM") - before)
+
+
+def peak_of(variant: str, assets: Path, steps: int) -> float:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_demo", "--assets", str(assets), "--steps", str(steps)]
+    printed = subprocess.run([*command, "--peak", variant], check=True, capture_output=True, text=True).stdout
+    return float(printed.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_demo.json"))
+    parser.add_argument("--peak", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)  # the words that CLIP cannot see, at every call
+    if options.peak:
+        return print_peak(options.peak, options.assets, options.steps)
+    prepared = {variant: prepare(variant, options.assets, options.steps) for variant in VARIANTS}
+    times = interleave({variant: draw for variant, (draw, _) in prepared.items()}, options.runs)
+    results = {
+        variant: {
+            "seconds": round(statistics.median(times[variant]), 3),
+            "time against three pipelines": round(paired_ratio(times, variant, "three pipelines"), 3),
+            "weights MiB": round(weights_mib(pipelines), 1),
+            "peak MiB": round(peak_of(variant, options.assets, options.steps)),
+        }
+        for variant, (_, pipelines) in prepared.items()
+    }
+    for variant, figures in results.items():
+        print(f"{variant:20}", *(f"{name} {value}" for name, value in figures.items()), sep="  ")
+    sdxl = {name: round(gib, 2) for name, gib in sdxl_weights_gib().items()}
+    print("SDXL's weights in half precision, GiB:", sdxl)
+    write({"sdxl weights GiB": sdxl, "steps": options.steps, "results": results}, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -51,7 +51,7 @@ class LoopArguments:
     ema_decay: float = option(0.0, "Decay of a moving average of the weights, which is then what is saved; 0 is off.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision; the weights stay in float32.")
     attn: Literal["sdpa", "eager"] = option(
-        "sdpa", "Attention back end. In bf16 on a CPU eager can be much faster: measure yours."
+        "sdpa", "Attention back end. In bf16 on a CPU eager can be faster: measure yours."
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass, to save memory.")
     seed: int = option(0, "Decides the order of the data and every random choice.")

@@ -24,7 +24,16 @@ from .captions import MOST_MOVING_CANDIDATES, CaptionCutter, CutCaption
 from .config import DistillArguments, ExpandArguments, LoopArguments
 from .loop import Figures, Stage, build_accelerator, run_stage, total_steps
 from .losses import POOLED_LOSSES, aligned_token_error, relative_squared_error
-from .teacher import Batch, Targets, Teacher, long_batch, padding_id, short_batch, sub_caption_batch
+from .teacher import (
+    Batch,
+    Targets,
+    Teacher,
+    long_batch,
+    padding_id,
+    refuse_shared_weights,
+    short_batch,
+    sub_caption_batch,
+)
 from .teacher_cache import TeacherCache, open_teacher_cache
 
 
@@ -133,6 +142,7 @@ class Distillation(Stage):
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
         self.paper = arguments.objective == "paper"
         self.student = student or new_student(teacher, arguments)
+        refuse_shared_weights(self.student, teacher)
         prepare_tower(self.student, arguments)
         self.student.get_input_embeddings().requires_grad_(not arguments.freeze_token_embedding)
         teacher.set_attn_implementation(arguments.attn)

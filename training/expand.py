@@ -23,7 +23,7 @@ from .contrastive import ContrastiveStage, Features, Reading
 from .distill import caption_cutter, hidden_figures
 from .loop import Figures, build_accelerator, run_stage
 from .losses import contrastive_loss
-from .teacher import Teacher, long_batch, short_batch, sub_caption_batch
+from .teacher import Teacher, long_batch, refuse_shared_weights, short_batch, sub_caption_batch
 from .towers import Pair, pair_batch
 
 
@@ -68,6 +68,7 @@ class Expansion(ContrastiveStage):
         data: CaptionData,
         arguments: ExpandArguments,
     ):
+        refuse_shared_weights(student, towers.text_encoder)
         window = towers.text_encoder.config.max_position_embeddings
         expand_positions(student, window, max(arguments.length, window), arguments.ntk_alpha)
         cutter = caption_cutter(tokenizer, arguments, window, arguments.short_captions)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
@@ -88,6 +88,17 @@ def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Batch:
         batch["alone_ids"] = pad_ids(alone_ids, pad_id)
         batch["alone_positions"] = pad_ids(alone_positions, 0)
     return batch
+
+
+def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
+    """`from_clip` shares the teacher's tensors; training them would move the teacher along.
+
+    Raises:
+        ValueError: a weight of `student` is one of `teacher`.
+    """
+    taught = {weight.data_ptr() for weight in teacher.parameters()}
+    if any(weight.data_ptr() in taught for weight in student.parameters()):
+        raise ValueError("The student shares weights with its teacher. Train copy.deepcopy(student) instead.")
 
 
 class Teacher:

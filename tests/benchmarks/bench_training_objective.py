@@ -48,12 +48,12 @@ def make_caption(number: int, most: int = 9) -> tuple[str, list[tuple[int, int, 
     return " ".join(sentences), objects
 
 
-def picture_vectors(captions: list[list[tuple[int, int, int]]], seen: int = 5) -> Tensor:
-    """A fixed unit vector for every caption: the sum of its first objects' own, a stand-in for an image tower."""
+def picture_vectors(captions: list[list[tuple[int, int, int]]]) -> Tensor:
+    """A fixed unit vector for every caption: the sum of its objects' own, a stand-in for an image tower."""
     generator = torch.Generator().manual_seed(0)
     things = torch.randn(len(COLORS), len(THINGS), PROJECTION, generator=generator)
     places = torch.randn(len(PLACES), PROJECTION, generator=generator)
-    sums = [torch.stack([things[c, t] + places[p] for c, t, p in objects[:seen]]).sum(dim=0) for objects in captions]
+    sums = [torch.stack([things[c, t] + places[p] for c, t, p in objects]).sum(dim=0) for objects in captions]
     return F.normalize(torch.stack(sums), dim=-1)
 
 
@@ -82,7 +82,7 @@ def train_teacher(tokenizer, steps: int, batch_size: int = 64) -> CLIPTextModelW
         ids = window_ids(captions, tokenizer, 77, 49407)
         output = teacher(ids, output_hidden_states=True)
         embeds = F.normalize(output.text_embeds, dim=-1)
-        following = torch.searchsorted(words, ids[:, 1:]).clamp(max=len(words) - 1)
+        following = torch.searchsorted(words, ids[:, 1:].contiguous()).clamp(max=len(words) - 1)
         guesses = head(output.hidden_states[-2][:, :-1])
         loss = contrastive_loss(picture_vectors(list(objects)), embeds, 20.0)
         loss = loss + F.cross_entropy(guesses.flatten(0, 1), following.flatten())
@@ -110,6 +110,8 @@ def compare(out: Path, teacher_steps: int, steps: int, batch_size: int) -> dict:
             warmup_steps=20,
             teacher_cache="off",
             num_workers=0,
+            mixed_precision="bf16",
+            attn="eager",
             save_every=10**9,
         )
         student = distill(teacher, tokenizer, data, arguments)
@@ -147,8 +149,8 @@ def plot(result: dict, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/objective"))
-    parser.add_argument("--teacher-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--teacher-steps", type=int, default=350)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -262,3 +262,12 @@ def test_a_run_neither_starts_over_anothers_checkpoints_nor_goes_on_in_another_o
         distill(teacher, tokenizer, captions(), given)
     distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path, resume="auto", steps=5))
     assert [line["step"] for line in history(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_student_made_of_its_teachers_own_tensors_is_refused(tmp_path, tokenizer, load_towers, pairs):
+    towers = load_towers()
+    with pytest.raises(ValueError, match=r"Train copy\.deepcopy"):
+        distill(towers.text_encoder, tokenizer, captions(), arguments(DistillArguments, tmp_path), student_of(towers))
+    data = open_captions(str(pairs), with_images=True)
+    with pytest.raises(ValueError, match=r"Train copy\.deepcopy"):
+        expand(towers, tokenizer, data, arguments(ExpandArguments, tmp_path), student_of(towers))

@@ -54,7 +54,7 @@ class Api:
                 overflow,
                 length,
             )
-            pictures = {}
+            pictures: dict[str, Any] = {}
             for frame in self.studio.draw(settings):
                 yield {"status": f"step {frame.done} of {frame.total}", "seed": seed, "pictures": [], "strip": None}
                 if frame.finished:

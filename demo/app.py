@@ -80,8 +80,10 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Slider"):
                 slider_of(studio, shown)
             with gr.Tab("Runs"):
+                gr.HTML("<p>The runs of this visit, the latest first. Choose one to bring it back.</p>")
                 gallery = gr.Gallery(
-                    label="Past runs of this visit, the latest first. Choose one to bring it back.",
+                    label="Past runs",
+                    show_label=False,
                     columns=2,
                     fit_columns=False,
                     object_fit="contain",
@@ -95,7 +97,10 @@ def build(studio: Studio) -> gr.Blocks:
 
         seed = settings[1]
         outputs = [*pictures, *notes, status, seed, download, shown, past, gallery]
-        drawing = {"concurrency_limit": 1, "concurrency_id": "drawing"}  # one picture at a time, whoever asks
+        drawing: dict[str, Any] = {
+            "concurrency_limit": 1,
+            "concurrency_id": "drawing",
+        }  # one picture at a time, whoever asks
         running = gr.on(
             [draw.click, prompt.submit],
             page.draw,
@@ -218,6 +223,9 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="tulip-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the only folder that is served
         demo = launch(build(studio), host, port, auth, mcp, share)
+        print(f"The page is open at {demo.share_url or demo.local_url}", flush=True)
+        if mcp:
+            print(f"Tools for language models: {demo.local_url}gradio_api/mcp/", flush=True)
         try:
             studio.readers  # noqa: B018  # loads; what fails here is told on the page as well
             print("The models are loaded.", flush=True)
@@ -250,8 +258,9 @@ def launch(
         run_history=False,
         ssr_mode=False,
         pwa=False,
-        footer_links=["api", "settings"],
+        footer_links=["api"],
         prevent_thread_lock=True,
+        quiet=True,
     )
     return demo
 

@@ -87,11 +87,11 @@ def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     from tulip_diffusion.pipelines.checks import load_first_encoder
 
     base = load_pipeline(weights, None)  # type: ignore[arg-type]
-    if base.vae.config.force_upcast:
-        base.vae.to(torch.float32)  # SDXL's own overflows in half precision
     for title, source in zip(TITLES, (None, weights.longclip, weights.tulip), strict=True):
         if title in weights.titles:
             encoder = load_first_encoder(source, base.text_encoder.dtype) if source else base.text_encoder
             reader = type(base).from_pipe(base, text_encoder=encoder.to(base.device))
             reader.set_conditioning(**PUBLISHED[title])
             yield title, reader
+    if base.vae.config.force_upcast:  # last, since `from_pipe` would take all else to float32 and back
+        base.vae.to(torch.float32)  # SDXL's own overflows in half precision

@@ -4,10 +4,11 @@ import json
 
 import gradio as gr
 import pytest
+import torch
 from PIL import Image
 
 from tests.demo.test_studio import LONG
-from tulip_diffusion.demo.app import build_demo
+from tulip_diffusion.demo.app import QUEUE, build_demo
 from tulip_diffusion.demo.page import Page, slide
 from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
@@ -100,6 +101,18 @@ def test_whatever_is_wrong_is_told_in_a_sentence_on_the_page(page, prompt, field
     assert "Traceback" not in problem[STATUS]
 
 
+def test_without_enough_memory_for_a_single_picture_the_page_says_so_and_goes_on(assets, own_folder):
+    page = Page(Studio(Weights(assets=assets)))
+
+    def no_memory(unet, args, kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    hook = page.studio.readers["CLIP"].unet.register_forward_pre_hook(no_memory, with_kwargs=True)
+    assert "The memory is not enough" in changed(draw(page, LONG)[-1])[STATUS]
+    hook.remove()
+    assert "Drawn in" in changed(draw(page, LONG, steps=1)[-1])[STATUS]
+
+
 def test_counting_survives_everything(page):
     assert "<b>4</b> tokens" in page.count_tokens("red tulip")
     assert "100,000 characters" in page.count_tokens("x" * 100_000)
@@ -126,6 +139,7 @@ def test_building_the_page_loads_nothing_and_writes_nothing(tmp_path, own_folder
     before = sorted(own_folder.rglob("*"))
     demo = build_demo(assets="/nowhere")
     assert isinstance(demo, gr.Blocks) and not demo.analytics_enabled
+    assert demo._queue.max_size == QUEUE
     assert not list(tmp_path.iterdir()) and sorted(own_folder.rglob("*")) == before
     with pytest.raises(ValueError, match="needs --model"):
         build_demo(tulip="tulip.pt")

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -220,6 +221,7 @@ def serve(
 ) -> None:
     """Open the page and keep it open until interrupted. Files of the page live and die with it."""
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the page itself names the words lost
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is deleted then, too
     with tempfile.TemporaryDirectory(prefix="tulip-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the only folder that is served
         demo = launch(build(studio), host, port, auth, mcp, share)

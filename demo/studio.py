@@ -34,6 +34,15 @@ class Frame:
     finished: bool = False  # these pictures are no previews
 
 
+@dataclass(frozen=True)
+class Job:
+    """One comparison while it is worked on: where its frames go, and whether somebody still wants them."""
+
+    settings: Settings
+    report: Callable[[Frame | Exception | None], None]
+    stopped: threading.Event
+
+
 class Studio:
     """The encoders of `weights`, loaded when they are first needed, and a pencil that only one hand holds at a time.
 
@@ -103,63 +112,61 @@ class Studio:
         """Frames of one comparison as they come. Closing the iterator stops the denoising loop after its step."""
         self.check(settings)
         frames: queue.SimpleQueue[Frame | Exception | None] = queue.SimpleQueue()
-        stopped = threading.Event()
-        threading.Thread(target=self._draw_all, args=(settings, frames.put, stopped), daemon=True).start()
+        job = Job(settings, frames.put, threading.Event())
+        threading.Thread(target=self._work, args=(job,), daemon=True).start()
         try:
             while (frame := frames.get()) is not None:
                 if isinstance(frame, Exception):
                     raise frame
                 yield frame
         finally:
-            stopped.set()
+            job.stopped.set()
 
-    def _draw_all(self, settings: Settings, report: Callable[[Any], None], stopped: threading.Event) -> None:
+    def _work(self, job: Job) -> None:
         """Runs in a thread of its own: whoever waits for frames can stop waiting at any time."""
         try:
             with self.drawing, torch.no_grad():
                 try:
-                    self._draw_groups(settings, report, stopped)
-                except (torch.OutOfMemoryError, RuntimeError) as error:
+                    self._draw_groups(job)
+                except RuntimeError as error:
                     if not (self.batched and is_out_of_memory(error)):
                         raise
                     self.batched = False
                     torch.cuda.empty_cache()
-                    self._draw_groups(settings, report, stopped)
+                    self._draw_groups(job)
         except Exception as error:
-            report(error)
+            job.report(error)
         finally:
-            report(None)
+            job.report(None)
 
-    def _draw_groups(self, settings: Settings, report: Callable[[Frame], None], stopped: threading.Event) -> None:
-        groups = [self.titles] if self.batched else [(title,) for title in self.titles]
-        for number, group in enumerate(groups):
-            if not stopped.is_set():
-                self._draw_group(settings, group, (number, len(groups)), report, stopped)
+    def _draw_groups(self, job: Job) -> None:
+        groups = self._groups()
+        for number, titles in enumerate(groups):
+            if not job.stopped.is_set():
+                self._draw_group(job, titles, number, len(groups))
 
-    def _draw_group(
-        self,
-        settings: Settings,
-        titles: Sequence[str],
-        place: tuple[int, int],
-        report: Callable[[Frame], None],
-        stopped: threading.Event,
-    ) -> None:
-        """Denoise the conditionings of `titles` as one batch from the same noise; `place` is (number, of how many)."""
-        number, groups = place
+    def _groups(self) -> list[list[str]]:
+        """The titles of each batch: one for all, but a batch has one scale of attention."""
+        if not self.batched:
+            return [[title] for title in self.titles]
+        by_scale: dict[Any, list[str]] = {}
+        for title, reader in self.readers.items():
+            by_scale.setdefault(reader.config.attention_scale, []).append(title)
+        return list(by_scale.values())
 
-        def after_step(pipeline, step, timestep, tensors):
+    def _draw_group(self, job: Job, titles: Sequence[str], number: int, groups: int) -> None:
+        """Denoise the conditionings of `titles` as one batch, all from the same noise: batch `number` of `groups`."""
+        settings, pipeline = job.settings, self.readers[titles[0]]  # any of them: the UNet is the same
+
+        def after_step(pipeline, step: int, timestep, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             steps = pipeline.num_timesteps
-            pictures = {}
-            if (step + 1) % max(1, steps // PREVIEWS) == 0 and step + 1 < steps:
-                small = shrink(tensors["latents"])
-                pictures = {title: self._decode(row) for title, row in zip(titles, small, strict=True)}
-            report(Frame(number * steps + step + 1, groups * steps, pictures))
-            if stopped.is_set():
-                pipeline._interrupt = True
+            show = (step + 1) % max(1, steps // PREVIEWS) == 0 and step + 1 < steps
+            pictures = self._decode_all(titles, shrink(tensors["latents"])) if show else {}
+            job.report(Frame(number * steps + step + 1, groups * steps, pictures))
+            pipeline._interrupt = job.stopped.is_set()
             return {}
 
         states, negative, pooled, negative_pooled = self._encode(settings, titles)
-        pipeline = self.readers[titles[0]]  # any of them: the UNet is the same
         latents = pipeline(
             prompt_embeds=states,
             negative_prompt_embeds=negative,
@@ -175,8 +182,8 @@ class Studio:
         ).images
         done, total = (number + 1) * pipeline.num_timesteps, groups * pipeline.num_timesteps
         for title, row in zip(titles, latents, strict=True):
-            if not stopped.is_set():
-                report(Frame(done, total, {title: self._decode(row)}, finished=True))
+            if not job.stopped.is_set():
+                job.report(Frame(done, total, {title: self._decode(row)}, finished=True))
 
     def _encode(self, settings: Settings, titles: Sequence[str]) -> Conditions:
         """States and pooled vectors of all titles, filled up to one length with zeros, which attention leaves out."""
@@ -193,6 +200,9 @@ class Studio:
             torch.cat(pooled),
             torch.cat(negative_pooled),
         )
+
+    def _decode_all(self, titles: Sequence[str], latents: Tensor) -> dict[str, Image.Image]:
+        return {title: self._decode(row) for title, row in zip(titles, latents, strict=True)}
 
     def _decode(self, latents: Tensor) -> Image.Image:
         """The picture of one row of latents, (channels, height, width), which SDXL keeps scaled and maybe centred."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.demo.test_studio import LONG
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::Warning:gradio")]
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -26,7 +26,7 @@ def finished(studio: Studio, settings: Settings) -> dict[str, np.ndarray]:
     return {title: np.asarray(picture).astype(int) for title, picture in pictures.items()}
 
 
-def alone(assets, encoder: str, settings: Settings) -> np.ndarray:
+def alone(assets, encoder: str, settings: Settings, **options) -> np.ndarray:
     pipeline = load_embedded_pipeline(encoder, assets)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline(
@@ -36,6 +36,7 @@ def alone(assets, encoder: str, settings: Settings) -> np.ndarray:
         guidance_scale=settings.guidance,
         generator=torch.Generator().manual_seed(settings.seed),
         **settings.conditioning,
+        **options,
     ).images[0]
     return np.asarray(picture).astype(int)
 
@@ -55,6 +56,15 @@ def test_the_batch_of_three_equals_three_separate_pipelines(studio, assets, sett
     for encoder, title in COMPARED.items():
         assert np.abs(together[title] - alone(assets, encoder, settings)).max() <= 1  # of 255
     assert len({picture.tobytes() for picture in together.values()}) == 3
+
+
+def test_encoders_whose_attention_is_scaled_differently_are_drawn_apart(assets):
+    studio, settings = Studio(Weights(assets=assets)), Settings(LONG, seed=3, **QUICK)
+    before = finished(studio, settings)
+    studio.readers["TULIP"].set_conditioning(attention_scale=2.0)
+    after = finished(studio, settings)
+    assert np.array_equal(after["CLIP"], before["CLIP"]) and not np.array_equal(after["TULIP"], before["TULIP"])
+    assert np.abs(after["TULIP"] - alone(assets, "tulip", settings, attention_scale=2.0)).max() <= 1
 
 
 def test_all_encoders_share_unet_vae_and_scheduler(studio):

@@ -260,7 +260,7 @@ def launch(
         run_history=False,
         ssr_mode=False,
         pwa=False,
-        footer_links=["api"],
+        footer_links=["api", "gradio"],
         prevent_thread_lock=True,
         quiet=True,
     )

@@ -118,6 +118,7 @@ h3.encoder.tulip { color: var(--tulip); }
 table.figures caption { caption-side: bottom; text-align: left; font-size: 0.85rem; padding-top: 4px; }
 .explain table.figures :is(th, td) { padding: 4px 18px 4px 0; text-align: left; border: 0;
   border-bottom: 1px solid var(--border-color-primary); background: none; }
+#past .thumbnail-item { aspect-ratio: 8 / 5; }
 @media (max-width: 640px) {
   #title h1 { font-size: 1.35rem; }
   .tokens .total { width: 100%; }

@@ -10,8 +10,6 @@ from tulip_diffusion.training.embedded.tokenizer import build_tokenizer
 from tulip_diffusion.training.embedded.unet import build_scheduler, build_unet
 from tulip_diffusion.training.embedded.vae import build_vae
 
-pytest.importorskip("gradio", reason="the demo's extra is not installed")
-
 
 def text_encoder(seed: int, positions: int = 77):
     torch.manual_seed(seed)

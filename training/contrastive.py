@@ -9,6 +9,7 @@ arXiv:2101.06983). The result is that of one large batch on one device, negative
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,20 @@ class Reading(NamedTuple):
     image_embeds: Tensor
     text: TextStates
     logit_scale: Tensor  # (1,), the multiplier
+
+
+@dataclass(frozen=True)
+class FeatureGradients:
+    """The loss of a batch, and its gradients with respect to the features and the logit scale."""
+
+    features: Features
+    scale: Tensor
+    loss: Tensor
+    figures: Figures
+
+    def of(self, rows: slice) -> "FeatureGradients":
+        """The same for some of the pairs."""
+        return replace(self, features={name: gradient[rows] for name, gradient in self.features.items()})
 
 
 class TwoTowers(nn.Module):
@@ -110,17 +125,17 @@ class ContrastiveStage(Stage):
         """Give every chunk the gradient of its features, from a first pass without a graph. One chunk needs none."""
         if len(chunks) == 1:
             return chunks
-        with torch.no_grad():
-            readings = [self.read(module, chunk) for chunk in chunks]
-        names = readings[0][1].keys()
-        features = {name: torch.cat([features[name] for _, features in readings]) for name in names}
-        gradients = self.gradients(features, readings[0][0].logit_scale, accelerator)
-        return [
-            chunk | {"gradients": gradients | {"features": {n: g[rows] for n, g in gradients["features"].items()}}}
-            for chunk, rows in zip(chunks, chunk_slices(chunks), strict=True)
-        ]
+        parts: list[Features] = []
+        for chunk in chunks:
+            with torch.no_grad():
+                reading, features = self.read(module, chunk)
+            parts.append(features)  # alone: token states of a whole batch would fill the memory
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        gradients = self.gradients(whole, reading.logit_scale, accelerator)
+        slices = chunk_slices(chunks)
+        return [chunk | {"gradients": gradients.of(rows)} for chunk, rows in zip(chunks, slices, strict=True)]
 
-    def gradients(self, features: Features, logit_scale: Tensor, accelerator: Accelerator) -> dict[str, Any]:
+    def gradients(self, features: Features, logit_scale: Tensor, accelerator: Accelerator) -> FeatureGradients:
         """Loss of all processes' features, and its gradients with respect to this process's and to the scale."""
         gathered = {name: accelerator.gather(value.detach()).requires_grad_() for name, value in features.items()}
         scale = logit_scale.detach().requires_grad_()
@@ -129,23 +144,19 @@ class ContrastiveStage(Stage):
             *of_features, of_scale = torch.autograd.grad(loss, [*gathered.values(), scale])
         start = accelerator.process_index * len(features["image"])
         mine = slice(start, start + len(features["image"]))
-        return {
-            "features": {name: gradient[mine] for name, gradient in zip(gathered, of_features, strict=True)},
-            "scale": of_scale,
-            "loss": loss.detach(),
-            "figures": figures,
-        }
+        by_name = dict(zip(gathered, of_features, strict=True))
+        return FeatureGradients(by_name, of_scale, loss.detach(), figures).of(mine)
 
     def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
         """A scalar whose gradient is the chunk's part of the batch's; the loop averages over chunks and processes."""
         reading, features = self.read(module, chunk)
         gradients = chunk.get("gradients") or self.gradients(features, reading.logit_scale, accelerator)
         parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        surrogate = (reading.logit_scale * gradients["scale"]).sum()  # every part adds the whole gradient: their mean
+        surrogate = (reading.logit_scale * gradients.scale).sum()  # every part adds the whole gradient: their mean
         for name, value in features.items():
-            surrogate = surrogate + parts * (value * gradients["features"][name]).sum()
+            surrogate = surrogate + parts * (value * gradients.features[name]).sum()
         extra, figures = self.extra_loss(reading, chunk, accelerator)
-        figures = {"loss": gradients["loss"] + extra, **gradients["figures"], **figures}
+        figures = {"loss": gradients.loss + extra, **gradients.figures, **figures}
         return surrogate + extra, figures
 
     def after_step(self, module: nn.Module) -> None:

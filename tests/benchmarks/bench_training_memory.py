@@ -7,6 +7,7 @@ budget for ViT-L/14 at 1,280 pairs in chunks of 32 with bf16 autocast is 24 GB.
 """
 
 import argparse
+import copy
 import json
 import resource
 import subprocess
@@ -78,7 +79,7 @@ def one_step(small: bool, batch_size: int, chunk_size: int) -> float:
             output_dir=folder, steps=2, batch_size=batch_size, chunk_size=chunk_size, mixed_precision="bf16"
         )
         accelerator = build_accelerator(arguments)
-        stage = Expansion(towers, from_clip(towers.text_encoder), tokenizer, data, arguments)
+        stage = Expansion(towers, copy.deepcopy(from_clip(towers.text_encoder)), tokenizer, data, arguments)
         stage.begin(accelerator)
         training = Training(stage, arguments, accelerator)
         side = towers.image_encoder.config.image_size

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench
+.PHONY: run test check demo bench
 run: .venv/.run
 	$(BIN)/tulip-diffusion describe --file docs/sample_prompt.txt --encoder untrained
 
@@ -11,6 +11,9 @@ test: .venv/.dev
 
 check: .venv/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy tulip_diffusion && $(BIN)/python -m pytest
+
+demo: .venv/.demo
+	$(BIN)/tulip-diffusion demo
 
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks.bench_text_encoder
@@ -22,6 +25,13 @@ bench: .venv/.dev
 	$(BIN)/python -m pip install --editable .
 	touch $@
 
+.venv/.demo: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --editable ".[demo]"
+	touch $@ .venv/.run
+
+# The demo's tests drive Debian's Chromium, and skip where there is none and none can be installed.
 .venv/.dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --editable ".[dev]"
-	touch $@ .venv/.run
+	if [ "$$(id -u)" = 0 ] && command -v apt-get && ! command -v chromium; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium || true; fi
+	touch $@ .venv/.demo .venv/.run

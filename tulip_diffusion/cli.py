@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     from tulip_diffusion import __version__, generate
+    from tulip_diffusion.demo import commands as demo
     from tulip_diffusion.training import commands as training
 
     parser = argparse.ArgumentParser(
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _register_describe(commands)
     _register_convert(commands)
     training.register(commands)
+    demo.register(commands)
     evaluations = commands.add_parser("evaluate", help="measure what pictures and states say of prompts")
     generate.register_evaluation(evaluations.add_subparsers(dest="evaluation", required=True, metavar="EVALUATION"))
     return parser

@@ -6,11 +6,14 @@ BIN := .venv/bin
 run: .venv/.run
 	$(BIN)/tulip-diffusion describe --file docs/sample_prompt.txt --encoder untrained
 
+# One thread a worker: two processes that both spin on two cores are many times slower than one after the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/.dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy tulip_diffusion && $(BIN)/python -m pytest
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy tulip_diffusion && $(PYTEST)
 
 demo: .venv/.demo
 	$(BIN)/tulip-diffusion demo

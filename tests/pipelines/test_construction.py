@@ -168,7 +168,8 @@ def test_sdxl_at_its_true_size_on_the_meta_device():
         first = from_clip(CLIPTextModel(CLIPTextConfig(**large, hidden_act="quick_gelu", projection_dim=768)))
         second = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**big, hidden_act="gelu", projection_dim=1280)))
         unet = diffusers.UNet2DConditionModel(**unet_config)
-        pipe = StableDiffusionXLTulipPipeline(**parts | {"text_encoder": first, "text_encoder_2": second, "unet": unet})
+        parts |= {"text_encoder": first, "text_encoder_2": second, "unet": unet}
+        pipe = StableDiffusionXLTulipPipeline(**parts)
         states, _, pooled, _ = pipe.encode_prompt(words(200), device=torch.device("meta"))
         assert (states.shape, pooled.shape) == ((1, 231, 2048), (1, 1280))
         conditions = {"text_embeds": pooled, "time_ids": torch.empty(1, 6)}

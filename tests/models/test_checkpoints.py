@@ -247,7 +247,7 @@ def test_transformers_folders_sharded_or_in_half_precision(clip, tmp_path):
 def test_a_whole_transformers_clip_gives_both_towers(clip, tmp_path):
     vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 32, "patch_size": 16}
     config = CLIPConfig(text_config=clip.config.to_dict(), vision_config=vision, projection_dim=32)
-    config.text_config.projection_dim = config.vision_config.projection_dim = 32
+    assert config.vision_config.projection_dim == 512  # a default that the whole model overrules
     whole = CLIPModel(config).eval()
     whole.save_pretrained(tmp_path)
     towers = load_clip(tmp_path)

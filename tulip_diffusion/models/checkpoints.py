@@ -108,6 +108,8 @@ def load_image_encoder(
     """
     if (folder := _model_folder(source)) is not None:
         fields = AutoConfig.from_pretrained(folder)
+        if fields.model_type == "clip":  # the whole model's projection counts, whatever its vision_config says
+            config.setdefault("projection_dim", fields.projection_dim)
         fields = _override(getattr(fields, "vision_config", fields), config)
         return _from_pretrained(CLIPVisionModelWithProjection, folder, fields, {"dtype": dtype})
     towers = _towers(source, layout, None, None, "hidden_act" in config)
@@ -307,6 +309,7 @@ def _text_encoder_from_folder(
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} has no configuration that can be read: {error}") from error
     if fields.model_type == "clip":
+        config = {"projection_dim": fields.projection_dim, **config}
         fields = fields.text_config
     if fields.model_type not in ("clip_text_model", TulipTextConfig.model_type):
         raise ValueError(f"{folder} holds a {fields.model_type}; expected clip, clip_text_model or tulip_text_model.")
@@ -324,10 +327,14 @@ def _only_variant(folder: Path) -> str | None:
 
 
 def _from_pretrained(model_class: Any, folder: str, config: Any, where: dict[str, Any]) -> Any:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers reports the other tower's keys at length; ours are checked below
     try:
         model, info = model_class.from_pretrained(folder, config=config, output_loading_info=True, **where)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise ValueError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     missing = set(info["missing_keys"])
     if missing == {"text_projection.weight"}:
         _warn_of_identity(folder)

@@ -15,7 +15,7 @@ def register(subparsers: Any) -> None:
         "demo",
         help="open the page that sets CLIP, Long-CLIP and TULIP side by side",
         description="Open a page in which one prompt is drawn under CLIP, Long-CLIP and TULIP. Without --model the "
-        "small family that comes with the package draws, without a download.",
+        "small embedded family draws, without a download: train it first and name its folder with --assets.",
     )
     add_arguments(parser)
     parser.set_defaults(run=run)

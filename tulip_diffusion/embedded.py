@@ -1,7 +1,8 @@
-"""The model family that comes with the package: real classes, small sizes, no download.
+"""The embedded model family: real classes, small sizes, no download.
 
 SDXL's architecture on pictures of 64 × 64 pixels, trained from scratch on the world of `tulip_diffusion.scenes` by
-`training/runs/embedded.sh`. Its UNet never saw more than 77 tokens; the encoders change, the UNet stays.
+`training/runs/embedded.sh`. Its UNet never saw more than 77 tokens; the encoders change, the UNet stays. Its place is
+`assets/`, where trained weights do not stand yet: until then pass the folder of a family trained by yourself.
 """
 
 from pathlib import Path
@@ -39,8 +40,8 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
     for folder in (first, second):
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is missing: this installation came without the embedded family. Reinstall the package, or "
-                "train the family with training/runs/embedded.sh and pass its folder as `assets`."
+                f"{folder} is missing: the package does not hold a trained family yet. Train one "
+                "with training/runs/embedded.sh and pass its folder as `assets` (--assets), or name SDXL weights with --model."
             )
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

@@ -16,7 +16,8 @@ def register(subparsers: Any) -> None:
         "generate",
         help="turn prompts into pictures",
         description="Turn a prompt of any length, or a file of prompts, into pictures. Without --model the small "
-        "family that comes with the package draws them, in seconds and without a download.",
+        "embedded family draws them, in seconds and without a download; train it first (training/runs/embedded.sh) "
+        "and name its folder with --assets.",
     )
     generate.add_argument("prompt", nargs="?", help="the prompt; or use --file")
     generate.add_argument("--file", type=Path, help="text file with one prompt in each line")

@@ -27,8 +27,8 @@ from tulip_diffusion import from_clip
 VIT_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 SMALL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2}
 SHAPES = ((8, 77), (8, 248), (2, 1000))
-# Mean 174 tokens, as detailed captions have; the longest fills the 248 that the published code pads all of them to.
-CAPTION_LENGTHS = (248, 96, 131, 174, 205, 158, 187, 193)
+CAPTIONS, MEAN_TOKENS, SPREAD, LONGEST = 32, 174, 45, 248  # detailed captions; the published code pads all to 248
+GROUP = 4  # captions of neighbouring lengths encoded together
 
 
 class PublishedBlock(nn.Module):
@@ -124,13 +124,15 @@ def compare(sizes: dict, device: str, runs: int) -> Iterator[tuple[str, dict]]:
             models = {name: model.to(device) for name, model in towers(sizes, tokens).items()}
             times = interleave({name: partial(step, model, ids) for name, model in models.items()}, runs)
             yield f"{batch}x{tokens} {step.__name__}", summary(times, ("clip", "published"))
-    captions = [random_ids(1, length).to(device) for length in CAPTION_LENGTHS]
-    padded = random_ids(len(captions), max(CAPTION_LENGTHS)).to(device)
+    torch.manual_seed(0)
+    lengths = (MEAN_TOKENS + SPREAD * torch.randn(CAPTIONS)).clamp(20, LONGEST).long().sort().values
+    captions = [random_ids(GROUP, int(group.max())).to(device) for group in lengths.split(GROUP)]
+    padded = random_ids(CAPTIONS, LONGEST).to(device)
     tulip = towers(sizes, 248)["tulip"].to(device)
     times = interleave(
         {"tulip": partial(own_lengths, tulip, captions), "padded": partial(forward, tulip, padded)}, runs
     )
-    yield "captions at own length against 248", summary(times, ("padded",))
+    yield f"{CAPTIONS} captions at their own lengths, {GROUP} together, against 248", summary(times, ("padded",))
 
 
 def summary(times: dict[str, list[float]], others: tuple[str, ...]) -> dict:

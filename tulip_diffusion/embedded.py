@@ -40,8 +40,8 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
     for folder in (first, second):
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is missing: the package does not hold a trained family yet. Train one "
-                "with training/runs/embedded.sh and pass its folder as `assets` (--assets), or SDXL weights as --model."
+                f"{folder} is missing: the package does not hold a trained family yet. Train "
+                "one with training/runs/embedded.sh and pass its folder as `assets` (--assets), or name SDXL weights."
             )
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

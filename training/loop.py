@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,7 @@ logger = get_logger(__name__)
 Figures = dict[str, Tensor]
 
 
-class Stage:
+class Stage(ABC):
     """What a stage gives the loop.
 
     `module` holds everything that trains and is called through its own `forward` alone, because that is where DDP and
@@ -43,8 +44,9 @@ class Stage:
     data: CaptionData
     rows: Dataset
 
+    @abstractmethod
     def collate(self, items: Sequence[Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """A chunk of `items`, with its number of `captions` and `tokens`."""
 
     def begin(self, accelerator: Accelerator) -> None:
         """Once, before the first step: move what is not in `module` to the device, fill caches."""
@@ -53,16 +55,16 @@ class Stage:
         """Before the backward passes of a step: what the chunks have to know of each other."""
         return chunks
 
+    @abstractmethod
     def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
         """A chunk's loss; the step minimises the mean over its chunks and over the processes."""
-        raise NotImplementedError
 
     def after_step(self, module: nn.Module) -> None:
         """After each optimiser step, with `module` unwrapped."""
 
+    @abstractmethod
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Write the product into `folder`; `weights` is the module's state. Returns what run.json should say."""
-        raise NotImplementedError
 
 
 def build_accelerator(arguments: LoopArguments) -> Accelerator:

@@ -8,7 +8,6 @@ in a fresh process for each variant.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -141,10 +140,13 @@ def summary(times: dict[str, list[float]], others: tuple[str, ...]) -> dict:
 
 
 def peak_memory(name: str, batch: int, tokens: int, sizes: dict) -> None:
-    """Print this process's peak in MiB after one forward and backward; run in a process of its own."""
-    torch.set_num_threads(1)
+    """Print this process's peak in MiB after one forward and backward; run in a process of its own.
+
+    Linux's own high-water mark, because `getrusage` hands a child process its parent's peak.
+    """
     forward_backward(towers(sizes, tokens)[name], random_ids(batch, tokens))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024)
 
 
 def memory(small: bool) -> dict[str, int]:

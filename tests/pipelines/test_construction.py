@@ -9,6 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tests.benchmarks.bench_pipelines import SDXL
 from tests.pipelines.tiny_sdxl import BLOCKS, components, inputs, quiet, text_encoder, tulip_encoder, words
 from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, from_clip
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
@@ -150,24 +151,11 @@ def test_sdxl_at_its_true_size_on_the_meta_device():
     """Only shapes: SDXL-base's published configurations with TULIP encoders in both slots."""
     large = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
     big = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32}
-    unet_config = {
-        "sample_size": 128,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "block_out_channels": (320, 640, 1280),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    }
     parts = components(StableDiffusionXLTulipPipeline)  # a scheduler holds tensors and must be real
     with torch.device("meta"):
         first = from_clip(CLIPTextModel(CLIPTextConfig(**large, hidden_act="quick_gelu", projection_dim=768)))
         second = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**big, hidden_act="gelu", projection_dim=1280)))
-        unet = diffusers.UNet2DConditionModel(**unet_config)
+        unet = diffusers.UNet2DConditionModel(**SDXL)
         parts |= {"text_encoder": first, "text_encoder_2": second, "unet": unet}
         pipe = StableDiffusionXLTulipPipeline(**parts)
         states, _, pooled, _ = pipe.encode_prompt(words(200), device=torch.device("meta"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from tulip_diffusion.models.checkpoints import ClipTowers
     from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
 ASSETS = Path(__file__).parent / "assets"
@@ -33,16 +34,8 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
         ValueError: no such encoder.
         FileNotFoundError: `assets` lacks the encoder's files.
     """
-    if encoder not in ENCODERS:
-        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}.")
     root = Path(assets)
-    first, second = slots_of(root / "encoders", encoder)
-    for folder in (first, second):
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder} is missing: the package does not hold a trained family yet. Train "
-                "one with training/runs/embedded.sh and pass its folder as `assets` (--assets), or name SDXL weights."
-            )
+    first, second = slots_of(root / "encoders", checked(encoder, root))
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -64,6 +57,43 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
         add_watermarker=False,
         overflow="windows" if one or two else "truncate",  # a baseline shows what its own positions hold
     )
+
+
+def load_embedded_towers(encoder: str = "tulip", assets: str | Path = ASSETS) -> "ClipTowers":
+    """Text and image tower of the second slot, for retrieval; the first slot's has no projection, as in SDXL.
+
+    The image tower is the one that the encoder was tuned with, CLIP's own for those that were not.
+
+    Raises:
+        ValueError: no such encoder.
+        FileNotFoundError: `assets` lacks the encoder's files.
+    """
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    from tulip_diffusion.models.checkpoints import ClipTowers
+    from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+
+    root = Path(assets)
+    _, text = slots_of(root / "encoders", checked(encoder, root))
+    tuned = text.parent / "image_encoder_2"
+    text_class = TulipTextModelWithProjection if is_tulip(text) else CLIPTextModelWithProjection
+    image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+        tuned if tuned.is_dir() else root / "image_encoder_2", dtype=torch.float32
+    )
+    return ClipTowers(text_class.from_pretrained(text, dtype=torch.float32).eval(), image_encoder.eval(), None)
+
+
+def checked(encoder: str, root: Path) -> str:
+    """`encoder`, where it is known and its files are there."""
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}.")
+    for folder in slots_of(root / "encoders", encoder):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is missing: the package does not hold a trained family yet. Train "
+                "one with training/runs/embedded.sh and pass its folder as `assets` (--assets), or name SDXL weights."
+            )
+    return encoder
 
 
 def slots_of(folder: Path, encoder: str) -> tuple[Path, Path]:

@@ -61,7 +61,9 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True
+    )
     first = load_state(folder / "state.pt", model, optimizer)
     loader = DataLoader(Steps(make_batch, steps), batch_size=None, sampler=range(first, steps), num_workers=workers)
     progress = tqdm(enumerate(loader, first), initial=first, total=steps, desc=folder.name, mininterval=10)

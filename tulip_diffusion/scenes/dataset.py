@@ -14,7 +14,7 @@ from .render import PLACES, random_scene, render_array
 # First seed of every split. Example i of a split has the seed SPLITS[split] + i, so a split is the same everywhere.
 SPLITS = {"train": 0, "validation": 1_000_000_000, "evaluation": 2_000_000_000}
 REFERENCES = {"colour": 0.35, "place": 0.05, "it": 0.08, "every": 0.1}
-MOST_THINGS = {"long": 6, "mixed": 9, "short": 13}  # about what a window of 77 tokens holds
+MOST_THINGS = {"long": 6, "mixed": 9, "short": 13, "terse": 16}  # about what a window of 77 tokens holds
 
 
 def window_caption(rng: np.random.Generator, dangling: float = 0.0) -> Caption:
@@ -23,7 +23,7 @@ def window_caption(rng: np.random.Generator, dangling: float = 0.0) -> Caption:
     `dangling` is the chance that a caption lost its beginning, so that some of its references lead nowhere.
     """
     wording = choose(rng, tuple(MOST_THINGS))
-    things = int(rng.integers(1, MOST_THINGS[wording] + 1))
+    things = int(rng.integers(1, MOST_THINGS[wording] + 1, 2).max())  # rather many: each one is something to learn
     refers = rng.random() < 0.6
     scene = landmark_scene(rng, things) if refers else random_scene(rng, things)
     caption = write_caption(rng, scene, wording, REFERENCES if refers else None, cabinet=rng.random() < 0.7)

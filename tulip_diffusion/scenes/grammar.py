@@ -113,7 +113,7 @@ def write_caption(
     """Describe `scene`, thing by thing in random order.
 
     Args:
-        wording: "long" (about 14 tokens a thing), "short" (about 6) or "mixed".
+        wording: "long" (about 14 tokens a thing), "short" (about 6), "terse" (5) or "mixed" (long and short).
         references: share of the things described by "colour" ("in the same colour as the tulip"), "place" ("to the
             right of the boat"), "it" (colour in a sentence of its own) and, for the scene, the chance of one "every"
             ("every cup mentioned so far is red"). Things whose colour is given by another's take it over, so the

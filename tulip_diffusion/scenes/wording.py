@@ -22,7 +22,7 @@ WORDS = {
     "side": tuple(SIDES),
 }
 
-# Role of a sentence -> wording ("long" reads well, "short" fits many into CLIP's window) -> templates.
+# Role of a sentence -> wording -> templates. "long" reads well, "short" fits many things into CLIP's window, "terse" 15.
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     "thing": {
         "long": (
@@ -38,6 +38,7 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "{Row} {column}: {colour} {kind}.",
             "{Row} {column}, a {colour} {kind}.",
         ),
+        "terse": ("{Row} {column} {colour} {kind}.",),
     },
     "colourless": {
         "long": (
@@ -46,6 +47,7 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "In the {column} place of the {row} shelf is a {kind}.",
         ),
         "short": ("{Row} {column} {kind}.", "{Row} {column}, a {kind}."),
+        "terse": ("{Row} {column} {kind}.",),
     },
     "colour": {
         "long": (
@@ -54,18 +56,22 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "In the {column} place of the {row} shelf is a {kind} painted like the {other}.",
         ),
         "short": ("{Row} {column} {kind} like the {other}.", "{Row} {column}, a {kind} like the {other}."),
+        "terse": ("{Row} {column} {kind} like the {other}.",),
     },
     "place": {
         "long": ("{Side} the {other} stands a {colour} {kind}.", "{Side} the {other} there is a {kind} in {colour}."),
         "short": ("{Side} the {other} a {colour} {kind}.",),
+        "terse": ("{Side} the {other} a {colour} {kind}.",),
     },
     "it": {
         "long": ("It is {colour}.", "Its colour is {colour}.", "Somebody has painted it {colour}."),
         "short": ("It is {colour}.",),
+        "terse": ("It is {colour}.",),
     },
     "every": {
         "long": ("Every {kind} mentioned so far is {colour}.",),
         "short": ("Every {kind} mentioned so far is {colour}.",),
+        "terse": ("Every {kind} mentioned so far is {colour}.",),
     },
     "cabinet": {
         "long": (
@@ -74,6 +80,7 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "It is an old {cabinet} cabinet with four shelves.",
         ),
         "short": ("{Cabinet} cabinet.",),
+        "terse": ("{Cabinet} cabinet.",),
     },
 }
 REMARKS = (

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import CLIPModel
 
-from tulip_diffusion import embedded, generate
+from tulip_diffusion import embedded, evaluate, generate
 from tulip_diffusion.embedded import ENCODERS, load_embedded_pipeline
 from tulip_diffusion.evaluation import generation
 from tulip_diffusion.models.text_encoder import from_clip
@@ -209,7 +209,7 @@ def test_short_prompts_fit_clips_window_and_references_are_measured_by_distance(
 
 def test_the_evaluation_command_writes_figures_a_plot_and_a_contact_sheet(family, tmp_path):
     parser = argparse.ArgumentParser()
-    generate.register_evaluation(parser.add_subparsers())
+    evaluate.register(parser.add_subparsers())
     line = f"generation --assets {family / 'assets'} --out {tmp_path} --encoders clip tulip --count 2 --steps 1"
     options = parser.parse_args([*line.split(), "--attention-scale", "none", "log"])
     options.run(options)
@@ -220,7 +220,7 @@ def test_the_evaluation_command_writes_figures_a_plot_and_a_contact_sheet(family
 
 def test_the_reading_command_reads_both_slots_and_nothing_beyond_what_an_encoder_saw(family, tmp_path):
     parser = argparse.ArgumentParser()
-    generate.register_evaluation(parser.add_subparsers())
+    evaluate.register(parser.add_subparsers())
     line = f"reading --assets {family / 'assets'} --out {tmp_path} --encoders clip tulip --count 2"
     options = parser.parse_args(line.split())
     options.run(options)

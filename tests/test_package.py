@@ -18,6 +18,7 @@ FLOORS = (
     {"training"},
     {"embedded", "strip"},
     {"generate"},
+    {"evaluate"},
     {"demo"},
     {"cli"},
 )

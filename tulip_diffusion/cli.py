@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from tulip_diffusion import __version__, generate
+    from tulip_diffusion import __version__, evaluate, generate
     from tulip_diffusion.demo import commands as demo
     from tulip_diffusion.training import commands as training
 
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     training.register(commands)
     demo.register(commands)
     evaluations = commands.add_parser("evaluate", help="measure what pictures and states say of prompts")
-    generate.register_evaluation(evaluations.add_subparsers(dest="evaluation", required=True, metavar="EVALUATION"))
+    evaluate.register(evaluations.add_subparsers(dest="evaluation", required=True, metavar="EVALUATION"))
     return parser
 
 

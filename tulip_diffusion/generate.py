@@ -49,44 +49,6 @@ def register(subparsers: Any) -> None:
         command.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
-def register_evaluation(subparsers: Any) -> None:
-    """`evaluate generation` and `evaluate reading`, which stand here because they load the embedded family."""
-    from .evaluation import generation, reading
-
-    drawing = subparsers.add_parser(
-        "generation",
-        help="detail accuracy by token position, reference accuracy by distance",
-        description="Draw prompts of the embedded family's world and read the pictures exactly. Writes figures "
-        "(generation.json), plots and a contact sheet.",
-    )
-    states = subparsers.add_parser(
-        "reading",
-        help="what can be read off the text states, references by distance",
-        description="Read place, kind and colour off the text states that the UNet is given, at the end of every "
-        "sentence, with heads fitted to CLIP's own states. Writes reading.json.",
-    )
-    for parser, module, run in ((drawing, generation, run_generation), (states, reading, run_reading)):
-        module.add_arguments(parser)
-        parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
-        parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
-        parser.set_defaults(run=run)
-
-
-def run_generation(options: argparse.Namespace) -> None:
-    from .evaluation.generation import run
-
-    device = options.device or best_device()
-    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets).to(device))
-
-
-def run_reading(options: argparse.Namespace) -> None:
-    from .evaluation.reading import run
-
-    device = options.device or best_device()
-    read_out = options.assets / "read_out"
-    run(options, lambda encoder: load_embedded_pipeline(encoder, options.assets).to(device), read_out)
-
-
 def run_generate(options: argparse.Namespace) -> None:
     prompts = read_prompts(options.prompt, options.file)
     targets = targets_of(options.out, len(prompts))

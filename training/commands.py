@@ -4,13 +4,21 @@ import argparse
 from dataclasses import fields
 from functools import partial
 
-from .config import DistillArguments, ExpandArguments, FinetuneArguments, LongCLIPArguments, Sources
+from .config import (
+    DistillArguments,
+    ExpandArguments,
+    FineLIPArguments,
+    FinetuneArguments,
+    LongCLIPArguments,
+    Sources,
+)
 
 STAGES = {
     "distill": (DistillArguments, "stage 1: make an encoder with relative positions say what its teacher says"),
     "expand": (ExpandArguments, "stage 2: stretch its rotations to long captions, against images"),
     "finetune-clip": (FinetuneArguments, "baseline: CLIP itself, fine-tuned on long captions"),
     "longclip": (LongCLIPArguments, "baseline: Long-CLIP, stretched positions and primary components"),
+    "finelip": (FineLIPArguments, "FineLIP: refined tokens aligned one by one, on stretched CLIP or on a --student"),
 }
 
 
@@ -69,6 +77,10 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
         if student is None:
             raise ValueError("train expand goes on from stage 1: name its output folder with --student.")
         expand(towers, tokenizer, data, arguments, student)
+    elif stage == "finelip":
+        from .finelip import finelip
+
+        finelip(towers, tokenizer, data, arguments, student)
     else:
         from .baselines import finetune_clip, long_clip
 

@@ -132,7 +132,9 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
     )
     hard_negative_margin: float = option(0.0, "Margin gamma by which similar texts count as harder negatives.")
     anchor_weight: float = option(1.0, "Weight of stage 1's per-token term, which keeps what SDXL reads; 0 is off.")
-    ntk_alpha: float = option(8.0, "alpha of the NTK-aware RoPE.")
+    ntk_alpha: float = option(
+        8.0, "alpha of the NTK-aware RoPE; 0 keeps the rotations of a student that stage 1 took to this length."
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -158,3 +160,28 @@ class LongCLIPArguments(ContrastiveArguments):
     label_smoothing: float = option(0.1, "Label smoothing of the contrastive loss.")
     components: int = option(32, "Principal components that short captions' images are rebuilt from.")
     short_weight: float = option(1.0, "Weight of the short captions' loss.")
+
+
+@dataclass(kw_only=True)
+class FineLIPArguments(ContrastiveArguments, CaptionArguments):
+    """FineLIP: refined tokens of image and text, aligned token to token, under a triplet loss."""
+
+    learning_rate: float = option(1e-6, "Peak learning rate of the towers.")
+    refinement_learning_rate: float = option(2e-4, "Peak learning rate of the refinement modules.")
+    weight_decay: float = option(0.01, "AdamW's weight decay, on matrices only.")
+    warmup_steps: int = option(200, "Steps of linear warm-up before the cosine decay to 0.")
+    epochs: float = option(6.0, "Passes over the captions, where --steps is not given.")
+    batch_size: int = option(256, "Image-caption pairs per optimiser step, over all processes together.")
+    score: Literal["late-interaction", "refined", "global"] = option(
+        "late-interaction", "What the loss compares: token by token, the mean refined token, or the global token."
+    )
+    margin: float = option(0.2, "How far a pair's score must lie above a negative's.")
+    negatives: Literal["sum", "hardest"] = option("sum", "Sum over all negatives, or the hardest alone.")
+    slot_ratio: float = option(0.2, "Slots per image patch: 39 for B/16, 51 for L/14.")
+    competition: Literal["tokens", "slots"] = option(
+        "tokens", "The refinement's softmax: over tokens as published, or over slots, which keeps them apart."
+    )
+    initial_scale: float = option(1.0, "Factor on the refinement's logits at the start.")
+    slot_penalty: float = option(0.0, "Weight of the slots' mean squared cosine, which keeps them apart.")
+    global_weight: float = option(0.0, "Weight of CLIP's contrastive loss of the global tokens, beside the triplets.")
+    anchor_weight: float = option(0.0, "Weight of stage 1's per-token term, which keeps what SDXL reads; 0 is off.")

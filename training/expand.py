@@ -30,6 +30,8 @@ from .towers import Pair, pair_batch
 def expand_positions(student: TulipTextModelWithProjection, window: int, length: int, alpha: float) -> None:
     """Set `student`'s rotations for `length` tokens, having learned `window`, in place (TULIP's NTK-aware RoPE).
 
+    An `alpha` of 0 leaves them as they are, for a student that read long captions in stage 1 already.
+
     Raises:
         ValueError: a CoPE student whose tables are shorter than `length`.
     """
@@ -44,6 +46,9 @@ def expand_positions(student: TulipTextModelWithProjection, window: int, length:
     assert student.config.rope_parameters is not None  # the config fills it in
     theta = student.config.rope_parameters["rope_theta"]
     for config in configs:
+        config.max_position_embeddings = length
+        if alpha == 0:
+            continue
         config.rope_parameters = {
             "rope_type": "ntk",
             "rope_theta": theta,
@@ -51,7 +56,6 @@ def expand_positions(student: TulipTextModelWithProjection, window: int, length:
             "base_length": window,
             "length": length,
         }
-        config.max_position_embeddings = length
 
 
 class Expansion(ContrastiveStage):

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Stage(ABC):
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> dict[str, Any]:
         """A chunk of `items`, with its number of `captions` and `tokens`."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """Peak rates of parts that do not learn at `learning_rate`, by how their names in `module` begin."""
+        return {}
 
     def begin(self, accelerator: Accelerator) -> None:
         """Once, before the first step: move what is not in `module` to the device, fill caches."""
@@ -101,13 +105,23 @@ def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
     return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def build_optimizer(module: nn.Module, arguments: LoopArguments) -> torch.optim.AdamW:
-    """AdamW over what trains; norms, biases and the logit scale do not decay."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": arguments.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def build_optimizer(
+    module: nn.Module, arguments: LoopArguments, rates: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over what trains; norms, biases and the logit scale do not decay.
+
+    `rates` are the peak learning rates of parts of `module`, by how their names begin.
+    """
+    parts: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            own = (rate for prefix, rate in (rates or {}).items() if name.startswith(prefix))
+            parts.setdefault(next(own, arguments.learning_rate), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for rate, trained in parts.items():
+        matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": arguments.weight_decay})
+        groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=arguments.learning_rate,
@@ -151,7 +165,9 @@ class Training:
         self.stage, self.arguments, self.accelerator = stage, arguments, accelerator
         self.output_dir = Path(arguments.output_dir)
         self.total = total_steps(arguments, len(stage.data))
-        self.module, self.optimizer = accelerator.prepare(stage.module, build_optimizer(stage.module, arguments))
+        optimizer = build_optimizer(stage.module, arguments, stage.learning_rates())
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.module, self.optimizer = accelerator.prepare(stage.module, optimizer)
         self.ema = self.build_ema()
         self.seen = 0  # captions that this process trained on
         self.skipped = SkippedRows(stage.data.skipped.max_share)  # images that could not be opened on the way
@@ -225,8 +241,8 @@ class Training:
         """One optimiser step; returns its figures, averaged over chunks and processes."""
         accelerator, arguments = self.accelerator, self.arguments
         rate = learning_rate(step, arguments.learning_rate, arguments.warmup_steps, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = learning_rate(step, peak, arguments.warmup_steps, self.total)
         sums: dict[str, Tensor] = {}
         for chunk in self.stage.prepare(self.module, batch, accelerator):
             with accelerator.accumulate(self.module):

@@ -170,6 +170,15 @@ def test_stage_2_writes_ntk_scaling_into_the_config_and_both_towers(tmp_path, to
     assert run["logit_scale"] <= LOGIT_SCALE_LIMIT and run["logit_scale"] != clip.logit_scale.item()
 
 
+def test_stage_2_can_keep_the_rotations(tmp_path, tokenizer, load_towers, pairs):
+    student = student_of(load_towers())
+    before = dict(student.config.rope_parameters)
+    given = arguments(ExpandArguments, tmp_path, ntk_alpha=0)
+    expand(load_towers(), tokenizer, open_captions(str(pairs), with_images=True), given, student)
+    config = TulipTextModel.from_pretrained(tmp_path).config
+    assert config.rope_parameters == before and config.max_position_embeddings == 248
+
+
 def test_lambda_weighs_short_against_long_captions(tmp_path, tokenizer, load_towers, pairs):
     data = open_captions(str(pairs), with_images=True)
     given = arguments(ExpandArguments, tmp_path, anchor_weight=0.0, short_weight=0.2)

@@ -11,9 +11,11 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     UNET=(--steps 6000 --batch 256 --shard 32768 --passes 2)
 else
     WORKERS=${WORKERS:-0} ATTN=eager
-    VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 400 --batch 32)
+    VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 900 --batch 32)
     UNET=(--steps 12000 --batch 32 --shard 8192 --passes 5)
 fi
+# glibc otherwise gives the memory of every step back to the kernel and asks for it again: a quarter of the time on a CPU.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
 scenes=(--workers "$WORKERS")
 
@@ -23,22 +25,27 @@ part clip l --out "$FOLDER/clip-l" "${CLIP[@]}" "${scenes[@]}"
 part clip g --out "$FOLDER/clip-g" "${CLIP[@]}" "${scenes[@]}"
 part unet --folder "$FOLDER" "${UNET[@]}" "${scenes[@]}"
 
-# Encoders for its two slots that read further.
+# Encoders for its two slots that read further, and what they are compared with.
 part captions --out "$FOLDER/captions" --count 20000
 for tower in l g; do
     pad=$([ "$tower" = l ] && echo eos || echo zero)
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
-        --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 20 --weight_decay 0.01
-        --save_every 50 --resume auto --seed "$SEED")
-    part tulip "$tower" --folder "$FOLDER" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
-    tulip-diffusion train distill "${common[@]}" --objective paper --pad "$pad" --steps 250 --batch_size 128 \
+        --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 20
+        --weight_decay 0.01 --save_every 50 --resume auto --seed "$SEED")
+    sdxl=(--pad "$pad")
+    pairs=(--steps 100 --batch_size 64 --learning_rate 1e-4)
+    # Ours: states and references distilled to 520 tokens; then contrast, which must not undo them.
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
+    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" "${sdxl[@]}" --student "$FOLDER/tulip-stage1-$tower" --ntk_alpha 0 \
+        --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
+    # As published: the pooled state alone, then NTK and contrast.
+    tulip-diffusion train distill "${common[@]}" "${sdxl[@]}" --objective paper --steps 250 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"
-    tulip-diffusion train expand "${common[@]}" --student "$FOLDER/tulip-paper-stage1-$tower" --anchor_weight 0 \
-        --pad "$pad" --steps 100 --batch_size 96 --learning_rate 1e-4 --output_dir "$FOLDER/tulip-paper-$tower"
-    tulip-diffusion train finetune-clip "${common[@]}" --stretch --steps 150 --batch_size 96 --learning_rate 2e-4 \
+    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" "${sdxl[@]}" --student "$FOLDER/tulip-paper-stage1-$tower" \
+        --anchor_weight 0 --output_dir "$FOLDER/tulip-paper-$tower"
+    tulip-diffusion train finetune-clip "${common[@]}" "${pairs[@]}" --stretch \
         --output_dir "$FOLDER/clip-finetuned-$tower"
-    tulip-diffusion train longclip "${common[@]}" --steps 150 --batch_size 96 --learning_rate 2e-4 \
-        --output_dir "$FOLDER/longclip-$tower"
+    tulip-diffusion train longclip "${common[@]}" "${pairs[@]}" --output_dir "$FOLDER/longclip-$tower"
 done
 
 python -m tulip_diffusion.training.embedded.export --folder "$FOLDER" --out "$FOLDER/assets"

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .embedded import ASSETS, load_embedded_pipeline
-from .evaluation import generation, reading
+from .embedded import ASSETS, ENCODERS, load_embedded_pipeline, load_embedded_towers
+from .evaluation import attention, embedding, fidelity, generation, positions, reading, relevance, retrieval
+from .evaluation.readers import Reader
 from .generate import best_device
 
 Run = Callable[[argparse.Namespace], None]
@@ -36,6 +37,52 @@ def register(subparsers: Any) -> None:
         "Read place, kind and colour off the text states that the UNet is given, at the end of every sentence, with "
         "heads fitted to CLIP's own states. Writes reading.json.",
     )
+    add(
+        subparsers,
+        "retrieval",
+        retrieval,
+        lambda options: retrieval.run(options, encoders(options)),
+        "captions to images and back: R@1, R@5, R@10 beside the papers' figures",
+        "Retrieve images by captions and captions by images, on the embedded family's world or on COCO, Flickr30k, "
+        "ShareGPT4V-1k, Urban-1k, Long-DCI, DOCCI or data of your own, with any CLIP. Writes retrieval.json, "
+        "retrieval.md, a plot and examples.",
+    )
+    add(
+        subparsers,
+        "fidelity",
+        fidelity,
+        lambda options: fidelity.run(options, pipelines(options)),
+        "how closely encoders say what CLIP says, within 77 tokens and beyond",
+        "Compare pooled and token states with CLIP's up to 77 tokens, token states with CLIP's on sub-captions beyond "
+        "them, and the pictures of short prompts from the same seeds. Writes fidelity.json, tables and a plot.",
+    )
+    add(
+        subparsers,
+        "positions",
+        positions,
+        lambda options: positions.run(options, readers(options), pipelines(options)),
+        "needles, hard negatives and changed words, by their place in the text",
+        "Measure whether it matters where in a text something is said: needle retrieval, hard negatives, the move of "
+        "states and of the UNet's prediction by one word. Writes positions.json, tables and plots, with chance.",
+    )
+    add(
+        subparsers,
+        "attention",
+        attention,
+        lambda options: attention.run(options, readers(options)),
+        "how far the pooled state's attention spreads over long captions",
+        "Attention of the EOS query in the last block, with its entropy (TULIP, Fig. 5). Writes attention.json, a "
+        "table, curves and the words of one caption.",
+    )
+    add(
+        subparsers,
+        "relevance",
+        relevance,
+        lambda options: relevance.run(options, readers(options)),
+        "how windows of a long caption relate to its image",
+        "Compare windows of 20, 33 and 55 tokens at strides 5, 10 and 15 with the image (TULIP, Fig. 6). Writes "
+        "relevance.json, a table and plots.",
+    )
 
 
 def add(subparsers: Any, name: str, module: ModuleType, run: Run, summary: str, description: str) -> None:
@@ -51,3 +98,45 @@ def pipelines(options: argparse.Namespace) -> Callable[[str], Any]:
     """Makes a pipeline of the embedded family out of an encoder's name."""
     device = options.device or best_device()
     return lambda encoder: load_embedded_pipeline(encoder, options.assets).to(device)
+
+
+def encoders(options: argparse.Namespace) -> Callable[[str], embedding.Encoder]:
+    """Makes an encoder for retrieval out of what `--encoders` of `evaluate retrieval` names."""
+    device = options.device or best_device()
+
+    def load(source: str) -> embedding.Encoder:
+        if source in ENCODERS:
+            from transformers import CLIPTokenizer
+
+            towers = load_embedded_towers(source, options.assets)
+            tokenizer = CLIPTokenizer.from_pretrained(options.assets / "tokenizer_2")
+            return embedding.from_towers(source, towers, tokenizer, length=options.length, device=device)
+        if source.startswith("open_clip:"):
+            _, architecture, weights = source.split(":", 2)
+            return embedding.from_open_clip(architecture, weights, device)
+        return embedding.from_source(source, options.length, device, layout=options.layout, rope=options.rope)
+
+    return load
+
+
+def readers(options: argparse.Namespace) -> Callable[[str], Reader]:
+    """Makes a reader for the probes out of an encoder's name, or of a file, folder or Hub id of a checkpoint."""
+    from transformers import CLIPTokenizer
+
+    from .models.checkpoints import load_clip
+    from .tokenization import load_tokenizer
+
+    device = options.device or best_device()
+
+    def read(source: str) -> Reader:
+        if source in ENCODERS:
+            towers = load_embedded_towers(source, options.assets)
+            tokenizer = CLIPTokenizer.from_pretrained(options.assets / "tokenizer_2")
+        else:
+            towers, tokenizer = load_clip(source), load_tokenizer()
+        for tower in (towers.text_encoder, towers.image_encoder):
+            if tower is not None:
+                tower.to(device)
+        return Reader(towers, tokenizer)
+
+    return read

@@ -1,0 +1,167 @@
+"""R@K against the naive metric on a full matrix, and the command that writes it down."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tulip_diffusion.evaluation import retrieval
+from tulip_diffusion.evaluation.datasets import world_set
+from tulip_diffusion.evaluation.embedding import Encoder
+from tulip_diffusion.evaluation.retrieval import recall_at_k
+
+
+def naive(images, texts, owner, k):
+    """As the published scripts do it: the whole matrix, sorted, and a look at its first k columns."""
+    similarity = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    i2t = similarity.argsort(dim=1, descending=True)[:, :k]
+    t2i = similarity.T.argsort(dim=1, descending=True)[:, :k]
+    return {
+        f"i2t_R@{k}": sum(any(owner[t] == i for t in row) for i, row in enumerate(i2t.tolist())) / len(images),
+        f"t2i_R@{k}": sum(owner[t] in row for t, row in enumerate(t2i.tolist())) / len(texts),
+    }
+
+
+def related(count, captions, seed=0, noise=2.0):
+    """Images and `captions` texts each, near enough that about half of them find each other."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 16, generator=generator)
+    texts = images.repeat_interleave(captions, 0)
+    owner = torch.arange(count).repeat_interleave(captions)
+    return images, texts + noise * torch.randn(texts.shape, generator=generator), owner
+
+
+@pytest.mark.parametrize("captions", [1, 5])
+@pytest.mark.parametrize("block", [(1024, 4096), (7, 11)])
+def test_recall_is_the_naive_metric_in_blocks_of_any_size(captions, block):
+    images, texts, owner = related(60, captions)
+    expected = {}
+    for k in (1, 5, 10):
+        expected |= naive(images, texts, owner.tolist(), k)
+    found = recall_at_k(images, texts, owner, block=block)
+    assert found == expected
+    assert 0.1 < found["i2t_R@1"] < 0.9
+
+
+def test_recall_does_not_depend_on_scale_or_on_the_order_of_the_texts():
+    images, texts, owner = related(40, 3)
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1))
+    scales = torch.linspace(0.1, 9, len(texts))[:, None]
+    shuffled = recall_at_k(100 * images, (scales * texts)[order], owner[order].tolist(), block=(7, 11))
+    assert shuffled == pytest.approx(recall_at_k(images, texts, owner))
+
+
+def test_images_with_different_numbers_of_texts_agree_with_the_naive_metric():
+    images, texts, _ = related(5, 4)
+    owner = [0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 3, 4, 4, 4, 4, 4, 4, 3, 1]
+    assert recall_at_k(images, texts, owner, (1,)) == naive(images, texts, owner, 1)
+
+
+def test_a_model_that_says_the_same_of_everything_scores_as_a_blind_guess():
+    same = torch.ones(20, 8)
+    found = recall_at_k(same, same, range(20), (1, 5, 20))
+    assert found["t2i_R@1"] == pytest.approx(1 / 20) and found["i2t_R@5"] == pytest.approx(5 / 20)
+    assert found["i2t_R@20"] == 1
+    five = recall_at_k(same, torch.ones(100, 8), torch.arange(20).repeat_interleave(5), (10,))
+    assert five["i2t_R@10"] == pytest.approx(1 - np.prod([(95 - i) / (100 - i) for i in range(10)]))
+
+
+def test_ties_count_as_the_mean_over_random_orders():
+    levels = torch.tensor([[3.0, 2, 2, 2, 1, 2], [2, 2, 3, 1, 1, 1], [1, 1, 1, 3, 3, 3]])
+    owner = torch.tensor([1, 0, 0, 1, 2, 2])
+    found = recall_at_k(torch.arange(3), torch.arange(6), owner, (1, 2), score=lambda i, t: levels[i][:, t])
+    generator = torch.Generator().manual_seed(0)
+    draws = {name: [] for name in found}
+    for _ in range(1000):
+        jittered = levels + 1e-3 * torch.rand(levels.shape, generator=generator)
+        once = recall_at_k(torch.arange(3), torch.arange(6), owner, (1, 2), score=lambda i, t, s=jittered: s[i][:, t])
+        for name, share in once.items():
+            draws[name].append(share)
+    for name, share in found.items():
+        assert share == pytest.approx(np.mean(draws[name]), abs=0.05), name
+
+
+def test_equal_captions_tie_in_whichever_block_they_stand():
+    images, texts, _ = related(64, 1, noise=1.0)
+    texts[1::2] = texts[::2]
+    assert recall_at_k(images, texts, range(64), block=(64, 64)) == recall_at_k(images, texts, range(64), block=(5, 9))
+
+
+def test_any_score_can_stand_in_for_the_cosine():
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(12, 4, 8, generator=generator), torch.randn(12, 6, 8, generator=generator)
+
+    def late(one, other):
+        pairs = torch.einsum("ipd,tqd->itpq", one, other)
+        return pairs.amax(2).mean(-1) + pairs.amax(3).mean(-1)
+
+    found = recall_at_k(images, texts, range(12), (1, 3), score=late, block=(5, 5))
+    rows = late(images, texts).argsort(1, descending=True)
+    assert found["i2t_R@3"] == sum(i in rows[i, :3] for i in range(12)) / 12
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"), [([0, 1], "each of 3 texts"), ([0, 1, 3], "numbers of 3 images"), ([0, 1, 1], "Image 2")]
+)
+def test_owners_that_do_not_fit_are_named(owner, message):
+    with pytest.raises(ValueError, match=message):
+        recall_at_k(torch.randn(3, 4), torch.randn(3, 4), owner)
+
+
+def test_a_broken_model_is_an_error_and_not_a_figure():
+    images = torch.randn(3, 4)
+    images[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        recall_at_k(images, torch.randn(3, 4), range(3))
+    with pytest.raises(ValueError, match="one dim"):
+        recall_at_k(torch.randn(3, 4), torch.randn(3, 5), range(3))
+
+
+@pytest.fixture
+def options():
+    parser = argparse.ArgumentParser()
+    retrieval.add_arguments(parser)
+    return lambda *line: parser.parse_args([str(word) for word in line])
+
+
+def pixel_encoder(name):
+    """Knows pictures by their pixels and captions not at all."""
+
+    def images(pictures):
+        return torch.stack([torch.tensor(np.asarray(p.resize((4, 4))).flatten() / 255.0).float() for p in pictures])
+
+    return Encoder(name, images, lambda texts: torch.ones(len(texts), 48), f"{name} i", f"{name} t", 77)
+
+
+def test_the_command_writes_json_markdown_plot_and_examples(options, tmp_path):
+    line = ["--data", "world-short", "world-hard", "--count", 12, "--encoders", "a", "b"]
+    retrieval.run(options(*line, "--out", tmp_path / "out", "--cache", tmp_path / "cache"), pixel_encoder)
+    record = json.loads((tmp_path / "out/retrieval.json").read_text())
+    assert record["results"]["world-hard"]["b"]["t2i_R@1"] <= 0.5
+    assert record["results"]["world-hard"]["b"]["i2t_R@1"] == pytest.approx(1 / 12, abs=1e-6)
+    assert record["command"]["count"] == 12
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"retrieval.md", "retrieval.png", "examples-world-short-a.png"} <= names
+    assert "| a | 8.3 ± " in (tmp_path / "out/retrieval.md").read_text()
+
+
+def test_printed_figures_stand_beside_measured_ones_and_say_so():
+    row = {f"{d}_R@{k}": 0.5 for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"images": 1000, "texts": 1000}
+    table = retrieval.recall_table("urban-1k", {"mine": row})
+    assert "| mine | 50.0 ± 3.1 | 50.0 | 50.0 | 50.0 ± 3.1 | 50.0 | 50.0 |" in table
+    assert "| *TULIP L/14, printed* | *90.1* |  |  | *91.1* |  |  |" in table
+    assert "printed" not in retrieval.recall_table("world-long", {"mine": row})
+
+
+def test_data_that_the_command_does_not_know_is_named(options, tmp_path):
+    for entry in ("urban-1k", "nothing=here"):
+        with pytest.raises(ValueError, match=entry.split("=")[0]):
+            retrieval.open_data(options("--data", entry))
+
+
+def test_sets_of_the_world_are_the_same_everywhere():
+    one, two = world_set("world-long", 3), world_set("world-long", 5)
+    assert one.captions == two.captions[:3] and one.images == two.images[:3]

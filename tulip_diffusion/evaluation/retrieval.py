@@ -1,0 +1,310 @@
+"""Retrieval of images by captions and of captions by images: R@K by chunks, for any encoder and any scoring.
+
+*Protocol*, as in the published scripts: similarity is the cosine in single precision; an image finds its caption at K
+if any of its own captions (one, or five for COCO and Flickr30k) is among the K captions most similar to it, a caption
+finds its image if that is among the K most similar images.
+
+*Ties.* The published scripts leave the order of equal scores to their sorting routine. Here a tie counts as what a
+random order would give on average, so a model that says the same of everything scores K / n, and without ties the
+figures are the scripts' own. Ties are common where captions differ only behind a cut.
+
+*Scoring.* Anything else than the cosine, such as late interaction, is a function `score(images, texts)` of two blocks
+of features, (n, …) and (m, …), that returns (n, m); larger is more similar. The features may have any shape behind
+their first axis, FineLIP's for instance (n, 1 + tokens, dim) with the global vector first:
+
+    def score(images, texts):
+        return 0.8 * images[:, 0] @ texts[:, 0].T + 0.2 * fine_score(images[:, 1:], texts[:, 1:])
+
+    recall_at_k(image_features, text_features, image_of_text, score=score, block=(32, 256))
+
+The features then reach `score` as they are, and it normalises what it needs normalised.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
+from .embedding import Encoder, embed
+from .examples import retrieval_examples
+from .printed import PRINTED
+
+Score = Callable[[Tensor, Tensor], Tensor]
+DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
+KS = (1, 5, 10)
+
+
+def recall_at_k(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    image_of_text: Sequence[int] | Tensor,
+    ks: Iterable[int] = KS,
+    *,
+    score: Score | None = None,
+    block: tuple[int, int] = (1024, 4096),
+    progress: bool = False,
+) -> dict[str, float]:
+    """R@K in both directions, as {"i2t_R@1": 0.41, …, "t2i_R@10": 0.77}.
+
+    Args:
+        image_embeds: (images, dim), normalised here; with `score` (images, …), used as given.
+        text_embeds: (texts, dim), likewise.
+        image_of_text: for every text the number of its image. Every image has one text or more.
+        score: similarity of two blocks, the cosine by default; see the module's docstring.
+        block: how many images and how many texts are compared at a time; the whole matrix is never held.
+
+    Raises:
+        ValueError: shapes do not fit, an image has no text, a K is below 1, or a score is not finite.
+    """
+    ks = tuple(ks)
+    if any(k < 1 for k in ks):
+        raise ValueError(f"ks must be 1 or more, got {ks}.")
+    owner = checked_owners(image_embeds, text_embeds, image_of_text)
+    if score is None:
+        if image_embeds.shape[1:] != text_embeds.shape[1:] or image_embeds.ndim != 2:
+            shapes = f"{tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}"
+            raise ValueError(f"Images and texts must be (n, dim) with one dim, got {shapes}; else pass `score`.")
+        # Double, rounded to single: equal embeddings then score equally in whichever block they stand.
+        image_embeds, text_embeds = (F.normalize(e.double(), dim=-1) for e in (image_embeds, text_embeds))
+        score = dot
+    found = standings(image_embeds, text_embeds, owner, score, block, progress)
+    return {
+        f"{direction}_R@{k}": hits(standing, k).mean().item()
+        for direction, standing in zip(DIRECTIONS, found, strict=True)
+        for k in ks
+    }
+
+
+def checked_owners(images: Tensor, texts: Tensor, image_of_text: Sequence[int] | Tensor) -> Tensor:
+    owner = torch.as_tensor(image_of_text, dtype=torch.long, device=texts.device)
+    if owner.shape != (len(texts),):
+        raise ValueError(f"image_of_text must hold one image for each of {len(texts)} texts, got {len(owner)}.")
+    if len(texts) == 0 or owner.min() < 0 or owner.max() >= len(images):
+        raise ValueError(f"image_of_text must hold numbers of {len(images)} images, from 0 on, and not be empty.")
+    without = (torch.bincount(owner, minlength=len(images)) == 0).nonzero().flatten()
+    if len(without):
+        raise ValueError(f"Image {without[0]} has no text in image_of_text; leave such images out.")
+    return owner
+
+
+def dot(images: Tensor, texts: Tensor) -> Tensor:
+    return (images @ texts.T).float()
+
+
+class Standing(NamedTuple):
+    """Where the best own match of every query stands, three counts each (queries,)."""
+
+    above: Tensor  # candidates of others with a greater score
+    level: Tensor  # candidates of others with the same score
+    own: Tensor  # own matches with that score
+
+
+def standings(
+    images: Tensor, texts: Tensor, owner: Tensor, score: Score, block: tuple[int, int], progress: bool = False
+) -> tuple[Standing, Standing]:
+    """Standings of all images among the texts and of all texts among the images."""
+    own = own_scores(images, texts, owner, score, block[0])
+    best = own.new_full((len(images),), float("-inf")).scatter_reduce(0, owner, own, "amax")
+    ties = torch.zeros_like(best).scatter_add(0, owner, (own == best[owner]).to(best.dtype)).long()
+    of_images = Standing(torch.zeros_like(ties), torch.zeros_like(ties), ties)
+    of_texts = Standing(torch.zeros_like(owner), torch.zeros_like(owner), torch.ones_like(owner))
+    numbers = torch.arange(len(images), device=owner.device)
+    for first in tqdm(range(0, len(images), block[0]), desc="ranks", disable=not progress, mininterval=5):
+        rows = slice(first, first + block[0])
+        for start in range(0, len(texts), block[1]):
+            columns = slice(start, start + block[1])
+            scores = finite(score(images[rows], texts[columns]))
+            others = numbers[rows, None] != owner[None, columns]
+            for standing, part, mine, axis in (
+                (of_images, rows, best[rows, None], 1),
+                (of_texts, columns, own[None, columns], 0),
+            ):
+                standing.above[part] += ((scores > mine) & others).sum(axis)
+                standing.level[part] += ((scores == mine) & others).sum(axis)
+    return of_images, of_texts
+
+
+def own_scores(images: Tensor, texts: Tensor, owner: Tensor, score: Score, rows: int) -> Tensor:
+    """Score of every text with its own image, (texts,)."""
+    parts, order = [], []
+    for first in range(0, len(images), rows):
+        mine = ((owner >= first) & (owner < first + rows)).nonzero().flatten()
+        scores = finite(score(images[first : first + rows], texts[mine]))
+        parts.append(scores[owner[mine] - first, torch.arange(len(mine), device=owner.device)])
+        order.append(mine)
+    scores = torch.cat(parts)
+    return torch.empty_like(scores).scatter(0, torch.cat(order), scores)
+
+
+def finite(scores: Tensor) -> Tensor:
+    if not torch.isfinite(scores).all():
+        raise ValueError("A similarity is not a finite number: an embedding holds NaN or infinity.")
+    return scores
+
+
+def hits(standing: Standing, k: int) -> Tensor:
+    """For every query the chance that an own match is among the first `k` when ties fall at random: 0 or 1 without.
+
+    The `level` + `own` equal candidates share the k - `above` next ranks; all of these go to others with the chance
+    C(level, ranks) / C(level + own, ranks).
+    """
+    above, level, own = (count.double() for count in standing)
+    ranks = k - above
+    drawn = ranks.clamp(min=0).minimum(level)
+    logarithm = log_choose(level, drawn) - log_choose(level + own, drawn)
+    return torch.where(ranks > level, 1.0, 1 - logarithm.exp())
+
+
+def log_choose(n: Tensor, k: Tensor) -> Tensor:
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoders",
+        nargs="+",
+        default=["clip", "longclip", "tulip-paper", "tulip"],
+        help="encoders of the embedded family; CLIP checkpoint files, folders or Hub ids; or "
+        "open_clip:ARCHITECTURE:WEIGHTS",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["world-long", "world-mixed", "world-short", "world-hard"],
+        metavar="NAME[=PATH]",
+        help=f"sets of the embedded world ({', '.join(WORLD)}), or data on disk as NAME=PATH, the folder or the "
+        f"annotation file ({', '.join(LAYOUTS)})",
+    )
+    parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
+    parser.add_argument("--count", type=int, default=1000, help="pictures in a set of the world (default 1000)")
+    parser.add_argument("--length", type=int, help="tokens at which captions are cut (default: each encoder's own)")
+    parser.add_argument("--layout", default="auto", help="of checkpoint files; 'tulip' for TULIP's second stage")
+    parser.add_argument("--rope", choices=("released", "paper"), help="what TULIP's files forgot to store")
+    parser.add_argument("--batch", type=int, default=64, help="pictures or captions encoded at once (default 64)")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/embeddings"), help="folder of kept embeddings")
+    parser.add_argument("--out", type=Path, default=Path("outputs/retrieval"), help="folder for the results")
+
+
+def open_data(options: argparse.Namespace) -> list[RetrievalSet]:
+    """The sets of `--data`, all opened before anything is encoded."""
+    sets = []
+    for entry in options.data:
+        name, _, path = entry.partition("=")
+        if path:
+            sets.append(load_retrieval_set(name, path, options.images))
+        elif name in WORLD:
+            sets.append(world_set(name, options.count))
+        else:
+            raise ValueError(f"--data {entry}: give NAME=PATH for data on disk, or one of {', '.join(WORLD)}.")
+    return sets
+
+
+def run(options: argparse.Namespace, load: Callable[[str], Encoder]) -> None:
+    """The command: encode, rank, write. `load` makes an [`Encoder`] out of what `--encoders` names."""
+    sets = open_data(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = {data.name: {} for data in sets}
+    for source in options.encoders:
+        encoder = load(source)
+        for data in sets:
+            images, texts = embed(encoder, data, options.cache, options.batch, progress=True)
+            figures = recall_at_k(images, texts, data.image_of_text, progress=len(images) > 5000)
+            sizes = {"images": len(images), "texts": len(texts), "length": encoder.length}
+            results[data.name][encoder.name] = {**{k: round(v, 6) for k, v in figures.items()}, **sizes}
+            print(f"{data.name}, {encoder.name}: {summary(figures)}", flush=True)
+            picture = retrieval_examples(data, images, texts)
+            picture.save(options.out / f"examples-{data.name}-{file_name(encoder.name)}.png")
+    write_results(options, results)
+
+
+def summary(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in figures.items() if "R@1" in name)
+
+
+def file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)
+
+
+def write_results(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
+    """retrieval.json, retrieval.md and a plot; JSON last, so that where it is the rest is too."""
+    tables = "\n\n".join(f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items())
+    (options.out / "retrieval.md").write_text(f"{tables}\n\n{NOTE}\n", encoding="utf-8")
+    print(f"\n{tables}")
+    plot(results, options.out / "retrieval.png")
+    record = {
+        "command": {key: value for key, value in vars(options).items() if key != "run"},
+        "results": results,
+        "printed": {name: PRINTED[name] for name in results if name in PRINTED},
+    }
+    partial = options.out / "retrieval.json.part"
+    partial.write_text(json.dumps(record, indent=1, default=str))
+    partial.replace(options.out / "retrieval.json")
+
+
+NOTE = (
+    "R@K in per cent, with half the width of a 95 % interval (normal, over queries) behind R@1. Rows in italics are "
+    "printed in papers, not measured here."
+)
+
+
+def recall_table(name: str, rows: dict[str, dict[str, Any]]) -> str:
+    """Measured rows, then printed ones in italics, as Markdown."""
+    columns = [f"{direction}_R@{k}" for direction in DIRECTIONS for k in KS]
+    head = [f"{DIRECTIONS[column[:3]]} {column[4:]}" for column in columns]
+    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for encoder, figures in rows.items():
+        cells = [recall_cell(figures, column) for column in columns]
+        lines.append(f"| {encoder} | " + " | ".join(cells) + " |")
+    for model, pair in PRINTED.get(name, {}).items():
+        printed = dict(zip(("i2t_R@1", "t2i_R@1"), pair, strict=True))
+        cells = ["" if printed.get(column) is None else f"*{printed[column]:.1f}*" for column in columns]
+        lines.append(f"| *{model}, printed* | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def recall_cell(figures: dict[str, Any], column: str) -> str:
+    share = figures[column]
+    if not column.endswith("R@1"):
+        return f"{100 * share:.1f}"
+    return f"{100 * share:.1f} ± {100 * half_width(share, figures['images' if column[0] == 'i' else 'texts']):.1f}"
+
+
+def half_width(share: float, queries: int) -> float:
+    return 1.96 * (share * (1 - share) / queries) ** 0.5
+
+
+def plot(results: dict[str, dict[str, Any]], out: Path) -> None:
+    """R@1 of both directions as bars: a panel a data set, a pair of bars an encoder, printed ones hatched."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, len(results), figsize=(1 + 3.2 * len(results), 4), layout="constrained", squeeze=False, sharey=True
+    )
+    for axes, (name, rows) in zip(panels[0], results.items(), strict=True):
+        measured = {encoder: (row["i2t_R@1"], row["t2i_R@1"]) for encoder, row in rows.items()}
+        printed = {
+            f"{model}, printed": [(v or 0) / 100 for v in pair] for model, pair in PRINTED.get(name, {}).items()
+        }
+        bars = {**measured, **printed}
+        for offset, (direction, colour) in enumerate(zip(DIRECTIONS.values(), ("C0", "C1"), strict=True)):
+            heights = [pair[offset] for pair in bars.values()]
+            places = [number + 0.4 * offset - 0.2 for number in range(len(bars))]
+            drawn = axes.bar(places, heights, 0.38, color=colour, label=direction)
+            for bar in list(drawn)[len(measured) :]:
+                bar.set(hatch="//", alpha=0.5)
+        axes.set(title=name, ylim=(0, 1.02))
+        axes.set_xticks(range(len(bars)), bars, rotation=45, ha="right")
+    panels[0][0].set_ylabel("R@1")
+    panels[0][0].legend(frameon=False)
+    figure.savefig(out, dpi=120)
+    pyplot.close(figure)

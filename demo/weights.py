@@ -74,7 +74,7 @@ def load_readers(weights: Weights) -> dict[str, Any]:
 def embedded_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     shared: dict[str, Any] = {}
     for encoder, title in COMPARED.items():
-        reader = load_pipeline(weights, encoder)  # type: ignore[arg-type]  # reads model, assets and device
+        reader = load_pipeline(encoder, device=weights.device, assets=weights.assets)
         shared = shared or {name: reader.components[name] for name in SHARED}
         reader.register_modules(**shared)
         yield title, reader
@@ -86,7 +86,7 @@ def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
 
     from tulip_diffusion.pipelines.checks import load_first_encoder
 
-    base = load_pipeline(weights, None)  # type: ignore[arg-type]
+    base = load_pipeline(None, weights.model, weights.device)
     for title, source in zip(TITLES, (None, weights.longclip, weights.tulip), strict=True):
         if title in weights.titles:
             encoder = load_first_encoder(source, base.text_encoder.dtype) if source else base.text_encoder

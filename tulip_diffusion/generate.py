@@ -53,7 +53,7 @@ def run_generate(options: argparse.Namespace) -> None:
     prompts = read_prompts(options.prompt, options.file)
     targets = targets_of(options.out, len(prompts))
     refuse_existing(targets, options.overwrite)
-    pipeline = load_pipeline(options, options.encoder)
+    pipeline = load_pipeline(options.encoder, options.model, options.device, options.assets)
     for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         save(draw(pipeline, prompt, options, options.seed + number), target)
         print(target)
@@ -66,7 +66,7 @@ def run_compare(options: argparse.Namespace) -> None:
     prompt = options.prompt or example_prompt()
     panels = []
     for encoder, title in compared(options).items():
-        pipeline = load_pipeline(options, encoder)
+        pipeline = load_pipeline(encoder, options.model, options.device, options.assets)
         picture = draw(pipeline, prompt, options, options.seed)
         panels.append(Panel(picture, title, "" if options.model else describe_hits(prompt, picture)))
         print(f"{title}: {panels[-1].note}" if panels[-1].note else title)
@@ -136,11 +136,12 @@ def refuse_existing(targets: Sequence[Path], overwrite: bool) -> None:
         raise FileExistsError(f"{existing[0]} exists. Pass --overwrite to replace it, or another --out.")
 
 
-def load_pipeline(options: argparse.Namespace, encoder: str | None) -> Any:
+def load_pipeline(
+    encoder: str | None, model: str | None = None, device: str | None = None, assets: Path = ASSETS
+) -> Any:
     """The embedded family with one of its encoders, or a real model, its first encoder replaced where one is given."""
-    model, device = options.model, options.device
     if model is None:
-        return load_embedded_pipeline(encoder or "tulip", options.assets).to(device or "cpu")
+        return load_embedded_pipeline(encoder or "tulip", assets).to(device or "cpu")
     import torch
 
     from .pipelines import StableDiffusionXLTulipPipeline

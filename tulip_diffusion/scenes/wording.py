@@ -22,7 +22,7 @@ WORDS = {
     "side": tuple(SIDES),
 }
 
-# Role of a sentence -> wording -> templates. "long" reads well, "short" fits many things into CLIP's window, "terse" 15.
+# Role of a sentence -> wording -> templates. "long" reads well, "short" fits many into a window, "terse" fifteen.
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     "thing": {
         "long": (

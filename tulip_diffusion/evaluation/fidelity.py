@@ -1,12 +1,32 @@
-"""How closely a student encoder says what its teacher says, in what retrieval reads and in what SDXL reads."""
+"""How closely a student encoder says what its teacher says, in what retrieval reads and in what SDXL reads.
 
-from collections.abc import Iterable, Sequence
+Inside the teacher's window both read the same texts. Beyond it the teacher reads some of a caption's sentences alone,
+and the student, which has read them all, is held to the states of those. And pictures tell what the difference is
+worth: places that are drawn otherwise when encoders are exchanged, from the same noise.
+"""
 
+import argparse
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tulip_diffusion.pipelines.reading import context_length
+from tulip_diffusion.scenes.captions import Caption
+from tulip_diffusion.scenes.dataset import SPLITS
+
+from .generation import POSITIONS, PROMPTS, WINDOW, changed, details, draw_captions, prompts_of
+from .plots import curve, figure, middles
+from .reading import text_states
+from .records import markdown, mean_over, write_record
 
 
 def mean_cosine(student: Tensor, teacher: Tensor) -> float:
@@ -20,15 +40,20 @@ def relative_error(student: Tensor, teacher: Tensor) -> float:
     return ((student - teacher).square().sum(dim=-1) / teacher.square().sum(dim=-1)).mean().item()
 
 
+def pooled_state(output: Any) -> Tensor:
+    """The projected pooled state, or the pooled state of an encoder without projection, as in SDXL's first slot."""
+    return output.text_embeds if "text_embeds" in output else output.pooler_output
+
+
 @torch.no_grad()
 def compare_batch(student: PreTrainedModel, teacher: PreTrainedModel, input_ids: Tensor) -> dict[str, float]:
     """Figures for `input_ids` (batch, tokens), which both encoders must be able to read.
 
-    Returns "pooled_cosine" of the projected pooled states, and "penultimate_cosine" and "penultimate_error" of
-    `hidden_states[-2]`, which SDXL reads at every position, padding included.
+    Returns "pooled_cosine" of the pooled states, projected where there is a projection, and "penultimate_cosine" and
+    "penultimate_error" of `hidden_states[-2]`, which SDXL reads at every position, padding included.
     """
     said = [encoder(input_ids.to(encoder.device), output_hidden_states=True) for encoder in (student, teacher)]
-    pooled = [output.text_embeds.cpu() for output in said]
+    pooled = [pooled_state(output).cpu() for output in said]
     states = [output.hidden_states[-2].cpu() for output in said]
     return {
         "pooled_cosine": mean_cosine(*pooled),
@@ -74,3 +99,185 @@ def window_ids(captions: Iterable[str], tokenizer: PreTrainedTokenizerBase, wind
         row = [tokenizer.bos_token_id, *ids[: window - 2], tokenizer.eos_token_id]
         rows.append(row + [pad_id] * (window - len(row)))
     return torch.tensor(rows)
+
+
+def sub_captions(caption: Caption, rng: np.random.Generator, window: int) -> list[list[int]]:
+    """All sentences of `caption` in groups that fit into a window, each group in reading order; drawn at random."""
+    lengths = [end - start for start, end in caption.token_spans]
+    groups: list[list[int]] = [[]]
+    for sentence in rng.permutation(len(lengths)).tolist():
+        if sum(lengths[other] for other in groups[-1]) + lengths[sentence] > window - 2:
+            groups.append([])
+        groups[-1].append(sentence)
+    return [sorted(group) for group in groups if group]
+
+
+def tokens_read(pipeline: Any, overflow: str) -> float:
+    """Tokens of a prompt that both encoders read, BOS and EOS included."""
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    return min(context_length(encoder, overflow) or math.inf for encoder in encoders)
+
+
+def far_fidelity(
+    pipeline: Any, teacher: Any, captions: Sequence[Caption], overflow: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """States of the sentences beyond 77 tokens against the window teacher's, for both encoders ("l" and "g").
+
+    The teacher pipeline reads random groups of a caption's whole sentences that fit its window; `pipeline` reads the
+    caption whole, with its own policy for what it cannot hold or with `overflow`. The states of the same token of the
+    same sentence are compared. Returns "read", the share of far tokens that the encoders read at all, and over those
+    the "cosine" and relative "error", also by position. The teacher's states depend on which sentences it reads
+    together, so no error is 0: how far the teacher itself, reading in windows, is from its own reading of the random
+    groups is the measure of what is small.
+    """
+    groups = [sub_captions(caption, np.random.default_rng(row), WINDOW) for row, caption in enumerate(captions)]
+    call = {} if overflow is None else {"overflow": overflow}
+    with pipeline.conditioned(**call):
+        limit = tokens_read(pipeline, pipeline._conditioning.overflow)
+    whole = text_states(pipeline, captions, **call)
+    subsets = [
+        caption.subset(group) for caption, of_caption in zip(captions, groups, strict=True) for group in of_caption
+    ]
+    taught = iter(text_states(teacher, subsets))
+    tokens, unread = [], 0
+    for row, (caption, of_caption) in enumerate(zip(captions, groups, strict=True)):
+        for group in of_caption:
+            states, spans = next(taught), caption.subset(group).token_spans
+            for sentence, (start, end) in zip(group, spans, strict=True):
+                first, last = caption.token_spans[sentence]
+                if last + 1 > limit:
+                    unread += last - first
+                elif last + 1 > WINDOW:
+                    tokens.append((row, first, whole[row][first:last], states[start:end]))
+    return {slot: far_figures(tokens, unread, index) for index, slot in enumerate(("l", "g"))}
+
+
+def far_figures(tokens: Sequence[tuple[int, int, Tensor, Tensor]], unread: int, slot: int) -> dict[str, Any]:
+    """Figures of one encoder from (caption, first position, student's states, teacher's states) of each sentence."""
+    rows, places, cosines, errors = [], [], [], []
+    for row, first, student, teacher in tokens:
+        student, teacher = student.chunk(2, dim=-1)[slot], teacher.chunk(2, dim=-1)[slot]
+        rows += [row] * len(student)
+        places += range(first, first + len(student))
+        cosines += F.cosine_similarity(student, teacher, dim=-1).tolist()
+        errors += ((student - teacher).square().sum(-1) / teacher.square().sum(-1)).tolist()
+    figures: dict[str, Any] = {"read": len(rows) / max(1, len(rows) + unread)}
+    for name, values in (("cosine", cosines), ("error", errors)):
+        figures[name] = mean_over(values, rows)
+        figures[f"{name} by position"] = by_position = {}
+        for low, high in itertools.pairwise(POSITIONS[1:]):
+            inside = [index for index, place in enumerate(places) if low <= place < high]
+            if mean := mean_over([values[index] for index in inside], [rows[index] for index in inside]):
+                by_position[f"{low}-{high}"] = mean
+    return figures
+
+
+def near_fidelity(pipeline: Any, teacher: Any, texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    """[`fidelity`] of both encoders ("l" and "g"), each padded as its slot does."""
+    slots = {"l": ("text_encoder", "tokenizer"), "g": ("text_encoder_2", "tokenizer_2")}
+    figures = {}
+    for slot, (encoder, tokenizer) in slots.items():
+        own = getattr(teacher, tokenizer)
+        figures[slot] = fidelity(getattr(pipeline, encoder), getattr(teacher, encoder), own, texts, own.pad_token_id)
+    return figures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoders", nargs="+", default=["longclip", "tulip-paper", "tulip-l", "tulip"], help="of the family"
+    )
+    parser.add_argument("--teacher", default="clip", help="what they are held against (default clip)")
+    parser.add_argument(
+        "--prompts", choices=PROMPTS, nargs="*", default=["full", "500"], help="texts beyond 77 tokens"
+    )
+    parser.add_argument("--count", type=int, default=256, help="texts of each kind (default 256)")
+    parser.add_argument("--pictures", type=int, default=128, help="short prompts to draw, 0 for none (default 128)")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
+    parser.add_argument("--out", type=Path, default=Path("outputs/fidelity"), help="folder for the results")
+
+
+def run(options: argparse.Namespace, load: Callable[[str], Any]) -> None:
+    """The command. `load` makes a pipeline out of an encoder's name."""
+    teacher = quiet(load(options.teacher))
+    short = prompts_of("short", options.count, options.split)
+    drawn, reference = short[: options.pictures], None
+    if drawn:
+        reference = draw_captions(teacher, drawn, options.steps, options.guidance)
+    results: dict[str, Any] = {
+        options.teacher: {"near": {}, "far": {}, "pictures": pictures_of(reference, reference, drawn)}
+    }
+    far = {name: prompts_of(name, options.count, options.split) for name in options.prompts}
+    windows = {name: far_fidelity(teacher, teacher, captions, "windows") for name, captions in far.items()}
+    results[f"{options.teacher}, windows"] = {"near": {}, "far": windows, "pictures": None}
+    for encoder in options.encoders:
+        pipeline = quiet(load(encoder))
+        pictures = draw_captions(pipeline, drawn, options.steps, options.guidance) if drawn else None
+        results[encoder] = {
+            "near": near_fidelity(pipeline, teacher, [caption.text for caption in short]),
+            "far": {name: far_fidelity(pipeline, teacher, captions) for name, captions in far.items()},
+            "pictures": pictures_of(pictures, reference, drawn),
+        }
+        write_record("fidelity", options, results, tables(results))
+    print(tables(results))
+    draw(results, options)
+
+
+def quiet(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pictures_of(pictures: Any, reference: Any, captions: Sequence[Caption]) -> dict[str, Any] | None:
+    """Places and pixels that differ from the teacher's pictures, and the share of details drawn rightly."""
+    if pictures is None:
+        return None
+    found = details(pictures, captions)
+    right = mean_over([float(detail.right) for detail in found], [detail.prompt for detail in found])
+    return {**changed(pictures, reference), "right": right}
+
+
+def tables(results: dict[str, Any]) -> str:
+    near = [
+        [f"{name} {slot}", figures["pooled_cosine"], figures["penultimate_cosine"], figures["penultimate_error"]]
+        for name, result in results.items()
+        for slot, figures in result["near"].items()
+    ]
+    parts = [
+        "Up to 77 tokens, with SDXL's padding\n\n"
+        + markdown(["", "pooled cosine", "token cosine", "token error"], near)
+    ]
+    for prompts in next(reversed(results.values()))["far"]:
+        by_slot = [
+            (f"{name} {slot}", figures)
+            for name, result in results.items()
+            for slot, figures in result["far"].get(prompts, {}).items()
+        ]
+        bins = list(dict.fromkeys(bin_ for _, figures in by_slot for bin_ in figures["error by position"]))
+        rows = [
+            [name, f["read"], f["cosine"], f["error"], *map(f["error by position"].get, bins)] for name, f in by_slot
+        ]
+        header = ["", "tokens read", "token cosine", "token error", *(f"error {bin_}" for bin_ in bins)]
+        parts.append(f"Beyond 77 tokens, against the window teacher, {prompts} prompts\n\n{markdown(header, rows)}")
+    drawn = [(name, result["pictures"]) for name, result in results.items() if result["pictures"]]
+    if drawn:
+        rows = [[name, p["places"], p["pixels"], p["right"]] for name, p in drawn]
+        header = ["", "places changed", "pixels (root mean square)", "details right"]
+        parts.append(f"Short prompts, same seeds\n\n{markdown(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def draw(results: dict[str, Any], options: argparse.Namespace) -> None:
+    """Token error by position, one panel a kind of prompt, one line an encoder and slot."""
+    if not options.prompts:
+        return
+    with figure(options.out / "fidelity.png", columns=len(options.prompts), size=(5, 4)) as panels:
+        for axes, prompts in zip(panels[0], options.prompts, strict=True):
+            for name, result in results.items():
+                for slot, figures in result["far"].get(prompts, {}).items():
+                    by_position = figures["error by position"]
+                    curve(axes, middles(by_position), list(by_position.values()), f"{name} {slot}")
+            axes.set(title=f"{prompts} prompts", xlabel="token position")
+        panels[0][0].set_ylabel("relative error of token states")
+        panels[0][-1].legend(frameon=False)

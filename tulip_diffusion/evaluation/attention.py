@@ -1,0 +1,161 @@
+"""What the pooled state looks at: attention of the EOS query in the last block over a long caption (TULIP, Fig. 5).
+
+The paper shows that TULIP's attention spreads over the whole caption where Long-CLIP's stays with its beginning. Here
+the spread is a number as well. BOS, on which much attention rests that says nothing, and EOS itself are counted apart:
+everything else is the *words*, and their attention is shared out to sum to 1.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from tulip_diffusion.data import open_captions
+from tulip_diffusion.scenes.dataset import SPLITS
+
+from .generation import PROMPTS, WINDOW, prompts_of
+from .plots import curve, figure, level, middles, shaded_words
+from .readers import ENCODERS_HELP, Reader
+from .records import markdown, mean_over, write_record
+
+BIN = 20  # tokens
+
+
+@torch.no_grad()
+def eos_attention(reader: Reader, text: str) -> tuple[list[str], Tensor]:
+    """The tokens of `text` that the encoder reads, and their attention from EOS in the last block, (heads, tokens).
+
+    Tokens are spelt as the vocabulary does, BOS and EOS included; every head's attention sums to 1.
+    """
+    encoder = reader.towers.text_encoder
+    ids = reader.enclose(reader.tokenize([text])[0])
+    before = encoder.config._attn_implementation
+    encoder.set_attn_implementation("eager")  # the others do not tell
+    try:
+        attentions = encoder(ids[None].to(encoder.device), output_attentions=True).attentions
+    finally:
+        encoder.set_attn_implementation(before)
+    return reader.tokenizer.convert_ids_to_tokens(ids.tolist()), attentions[-1][0, :, -1].float().cpu()
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """-sum p ln p over the last dimension, in nats; 0 ln 0 is 0."""
+    return torch.special.entr(weights).sum(dim=-1)
+
+
+def words_of(attention: Tensor) -> Tensor:
+    """Attention (heads, tokens) on the words alone, each head's made to sum to 1 again."""
+    words = attention[:, 1:-1]
+    return words / words.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def spread(attention: Tensor) -> dict[str, float]:
+    """How one text's attention (heads, tokens), BOS first and EOS last, is spread; means over heads.
+
+    "entropy": of the words, in nats, and "of uniform" as a share of the ln(words) that an even spread has; "effective
+    words": the exponential of the entropy of the heads' mean, so many words would an even spread of this entropy have;
+    "bos", "eos": attention that rests there; "beyond 77" and "last quarter": the words' attention there over what an
+    even spread would put there, so 1 is even.
+    """
+    words = words_of(attention)
+    count = words.shape[1]
+    positions = torch.arange(1, count + 1)
+    figures = {
+        "entropy": entropy(words).mean().item(),
+        "of uniform": (entropy(words).mean() / torch.tensor(float(count)).log()).item(),
+        "effective words": entropy(words.mean(dim=0)).exp().item(),
+        "bos": attention[:, 0].mean().item(),
+        "eos": attention[:, -1].mean().item(),
+    }
+    for name, place in (("beyond 77", positions >= WINDOW - 1), ("last quarter", positions > 0.75 * count)):
+        if place.any():
+            figures[name] = (words[:, place].sum(dim=1).mean() / place.float().mean()).item()
+    return figures
+
+
+def by_position(words: Tensor) -> dict[str, float]:
+    """Mean attention on the words (words,) of each bin of `BIN` tokens, over that of an even spread."""
+    edges = range(1, len(words) + BIN, BIN)
+    shares = [words[low - 1 : high - 1] for low, high in pairwise(edges)]
+    return {f"{low}-{low + BIN}": part.mean().item() * len(words) for low, part in zip(edges, shares, strict=False)}
+
+
+def measure(reader: Reader, texts: Sequence[str], name: str) -> dict[str, Any]:
+    """Means of [`spread`] and [`by_position`] over `texts`."""
+    spreads: dict[str, list[tuple[int, float]]] = {}
+    bins: dict[str, list[tuple[int, float]]] = {}
+    for number, text in enumerate(tqdm(texts, desc=name, mininterval=5)):
+        _, attention = eos_attention(reader, text)
+        mean = words_of(attention).mean(dim=0)
+        for collected, figures in ((spreads, spread(attention)), (bins, by_position(mean))):
+            for key, value in figures.items():
+                collected.setdefault(key, []).append((number, value))
+    averaged = [
+        {key: mean_over([value for _, value in pairs], [number for number, _ in pairs]) for key, pairs in kind.items()}
+        for kind in (spreads, bins)
+    ]
+    return {**averaged[0], "position": averaged[1]}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--encoders", nargs="+", default=["longclip", "tulip"], help=ENCODERS_HELP)
+    parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
+    parser.add_argument("--data", help="other captions: any file that `train` reads; needs no images")
+    parser.add_argument("--count", type=int, default=64, help="how many captions (default 64)")
+    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
+    parser.add_argument("--out", type=Path, default=Path("outputs/attention"), help="folder for the results")
+
+
+def texts_of(options: argparse.Namespace) -> list[str]:
+    if options.data:
+        return open_captions(options.data).captions[: options.count]
+    return [caption.text for caption in prompts_of(options.prompts, options.count, options.split)]
+
+
+def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
+    """The command. `read` opens an encoder's towers by its name or source."""
+    texts = texts_of(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results, example = {}, {}
+    for name in options.encoders:
+        reader = read(name)
+        results[name] = measure(reader, texts, name)
+        example[name] = eos_attention(reader, texts[0])
+    columns = list(dict.fromkeys(key for result in results.values() for key in result if key != "position"))
+    rows = [[name, *map(result.get, columns)] for name, result in results.items()]
+    title = "Attention of EOS in the last block; entropy in nats, places as multiples of an even spread"
+    table = f"{title}\n\n{markdown(['', *columns], rows)}"
+    write_record("attention", options, results, table)
+    print(table)
+    draw_curves(results, options.out / "attention.png")
+    draw_words(example, options.out / "attention_words.png")
+
+
+def draw_curves(results: dict[str, Any], out: Path) -> None:
+    with figure(out) as panels:
+        axes = panels[0][0]
+        for name, result in results.items():
+            curve(axes, middles(result["position"]), list(result["position"].values()), name)
+        level(axes, 1, "even spread")
+        axes.axvline(WINDOW, color="0.8")
+        axes.set(xlabel="token position", ylabel="attention of EOS, last block, × even", ylim=(0, None))
+        axes.legend(frameon=False)
+
+
+def draw_words(example: dict[str, tuple[list[str], Tensor]], out: Path) -> None:
+    """The first caption word by word, one panel an encoder; the darkest word has the most attention of its panel."""
+    with figure(out, rows=len(example), size=(6.5, 2.6)) as panels:
+        for axes, (name, (tokens, attention)) in zip(panels[:, 0], example.items(), strict=True):
+            words = words_of(attention).mean(dim=0)
+            shades = (words / words.max()).tolist()
+            spelt = [token.removesuffix("</w>") for token in tokens[1:-1]]
+            effective = entropy(words).exp().item()
+            shaded_words(axes, spelt, shades, f"{name}: spread over {effective:.0f} of {len(words)} tokens")
+        bottom = min(axes.get_ylim()[0] for axes in panels[:, 0])
+        for axes in panels[:, 0]:
+            axes.set_ylim(bottom, 1)

@@ -1,0 +1,77 @@
+"""What an evaluation leaves behind: means with intervals, one JSON record, Markdown tables."""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and its 95 % interval, drawn over groups of values that go together, such as those of one text."""
+
+    mean: float
+    low: float
+    high: float
+    values: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {(self.high - self.low) / 2:.3f}"
+
+
+def mean_over(values: Iterable[float], groups: Iterable[int]) -> Mean | None:
+    """Mean of all values, None for none; the interval is a bootstrap over `groups`, one group number a value."""
+    by_group: dict[int, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        by_group.setdefault(group, []).append(value)
+    if not by_group:
+        return None
+    sums = np.array([sum(of_group) for of_group in by_group.values()])
+    counts = np.array([len(of_group) for of_group in by_group.values()])
+    draws = np.random.default_rng(0).integers(len(counts), size=(1000, len(counts)))
+    low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), (0.025, 0.975))
+    return Mean(float(sums.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON holds it: means as dictionaries, numbers with five digits."""
+    if isinstance(value, Mean):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; None is a dash, a float has three digits."""
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def write_record(name: str, options: argparse.Namespace, results: dict[str, Any], tables: str) -> None:
+    """Write NAME.json (command and results) and NAME.md (tables) to `options.out`."""
+    command = {key: value for key, value in vars(options).items() if key != "run"}
+    record = json.dumps({"command": command, "results": plain(results)}, indent=1, default=str)
+    for suffix, text in ((".json", record), (".md", tables + "\n")):
+        write_whole(options.out / f"{name}{suffix}", text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,145 @@
+"""Does every part of a long caption speak of its picture? Windows of text against images (TULIP, Fig. 6).
+
+A window of 20, 33 or 55 tokens moves along the caption in strides of 5, 10 or 15, and each window's text is compared
+with the image. All windows are short, so this shows how an encoder reads pieces of text, from whichever part of the
+caption they come; how it reads the caption as a whole is what `evaluate positions` measures.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from tulip_diffusion.data import open_captions
+from tulip_diffusion.scenes.dataset import SPLITS
+from tulip_diffusion.scenes.render import render
+
+from .generation import POSITIONS, PROMPTS, prompts_of
+from .plots import curve, figure, level, middles
+from .readers import ENCODERS_HELP, Reader
+from .records import markdown, mean_over, write_record
+
+WINDOWS, STRIDES = (20, 33, 55), (5, 10, 15)
+EDGES = (0, *range(25, 301, 25), *POSITIONS[5:])
+
+
+def window_starts(tokens: int, window: int, stride: int) -> list[int]:
+    """First tokens of the windows that fit into `tokens` tokens; one window, cut short, where none does."""
+    return list(range(0, max(1, tokens - window + 1), stride))
+
+
+def relevance(
+    reader: Reader, ids: Sequence[Sequence[int]], images: Tensor, window: int, stride: int
+) -> dict[str, Any]:
+    """How the windows of captions, given as ids, are related to the captions' images, unit vectors (captions, dim).
+
+    Over all windows: "similarity", the cosine with the own image; "margin", how far that is above the mean over the
+    other images; "closest", the share of windows that no image is closer to than their own; each also by the position
+    of the window's middle. "chance" is that of "closest". "curve" is the first caption's (middles, similarities).
+    """
+    rows: list[int] = []
+    places: list[float] = []
+    pieces: list[Sequence[int]] = []
+    for row, caption in enumerate(ids):
+        for start in window_starts(len(caption), window, stride):
+            piece = caption[start : start + window]
+            rows.append(row)
+            pieces.append(piece)
+            places.append(1 + start + len(piece) / 2)
+    similarity = reader.embed_ids(pieces) @ images.T  # (windows, images)
+    own = similarity[torch.arange(len(rows)), rows]
+    others = (similarity.sum(dim=1) - own) / max(1, len(images) - 1)
+    values = {
+        "similarity": own.tolist(),
+        "margin": (own - others).tolist(),
+        "closest": (similarity.argmax(dim=1) == torch.tensor(rows)).float().tolist(),
+    }
+    first = [index for index, row in enumerate(rows) if row == 0]
+    figures: dict[str, Any] = {"chance": 1 / len(images), "windows": len(rows)}
+    figures["curve"] = [[places[index] for index in first], [own[index].item() for index in first]]
+    for name, of_windows in values.items():
+        figures[name] = mean_over(of_windows, rows)
+        figures[f"{name} by position"] = binned(of_windows, places, rows)
+    return figures
+
+
+def binned(values: Sequence[float], places: Sequence[float], rows: Sequence[int]) -> dict[str, Any]:
+    found = {}
+    for low, high in pairwise(EDGES):
+        inside = [index for index, place in enumerate(places) if low < place <= high]
+        if mean := mean_over([values[index] for index in inside], [rows[index] for index in inside]):
+            found[f"{low}-{high}"] = mean
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip"], help=ENCODERS_HELP)
+    parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
+    parser.add_argument("--data", help="other images with captions: any file that `train` reads")
+    parser.add_argument("--image-root", help="folder that image paths are relative to; the data file's own by default")
+    parser.add_argument("--windows", type=int, nargs="+", default=list(WINDOWS), help="tokens (default 20 33 55)")
+    parser.add_argument("--strides", type=int, nargs="+", default=list(STRIDES), help="tokens (default 5 10 15)")
+    parser.add_argument("--count", type=int, default=64, help="how many captions (default 64)")
+    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
+    parser.add_argument("--out", type=Path, default=Path("outputs/relevance"), help="folder for the results")
+
+
+def pairs_of(options: argparse.Namespace) -> tuple[list[str], list[Image.Image]]:
+    if options.data:
+        data = open_captions(options.data, image_root=options.image_root, with_images=True)
+        numbers = range(min(options.count, len(data)))
+        return data.captions[: options.count], [data.image(number) for number in numbers]
+    captions = prompts_of(options.prompts, options.count, options.split)
+    return [caption.text for caption in captions], [render(caption.scene) for caption in captions]
+
+
+def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
+    """The command. `read` opens an encoder's towers by its name or source."""
+    texts, images = pairs_of(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    grid = list(product(options.windows, options.strides))
+    results: dict[str, dict[str, Any]] = {}
+    for name in options.encoders:
+        reader = read(name)
+        ids, embeds = reader.tokenize(texts), reader.embed_images(images)
+        results[name] = {
+            f"{window}/{stride}": relevance(reader, ids, embeds, window, stride)
+            for window, stride in tqdm(grid, desc=name)
+        }
+    write_record("relevance", options, results, tables(results))
+    print(tables(results))
+    draw(results, options, "closest by position", "share closest to their image")
+    draw(results, options, "similarity by position", "cosine with the image")
+
+
+def tables(results: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [name, sizes, figures["similarity"], figures["margin"], figures["closest"], figures["chance"]]
+        for name, result in results.items()
+        for sizes, figures in result.items()
+    ]
+    header = ["", "window/stride", "similarity", "margin", "closest", "chance of closest"]
+    return f"Windows of a caption against images\n\n{markdown(header, rows)}"
+
+
+def draw(results: dict[str, dict[str, Any]], options: argparse.Namespace, what: str, label: str) -> None:
+    """Rows are windows, columns strides, one line an encoder."""
+    name = f"relevance_{what.split()[0]}.png"
+    with figure(options.out / name, len(options.windows), len(options.strides), size=(4, 3)) as panels:
+        for row, window in enumerate(options.windows):
+            for column, stride in enumerate(options.strides):
+                axes = panels[row][column]
+                for encoder, result in results.items():
+                    by_position = result[f"{window}/{stride}"][what]
+                    curve(axes, middles(by_position), list(by_position.values()), encoder)
+                if what.startswith("closest"):
+                    level(axes, next(iter(results.values()))[f"{window}/{stride}"]["chance"], "chance")
+                axes.set(title=f"window {window}, stride {stride}", xlabel="middle of the window, tokens")
+        panels[0][0].set_ylabel(label)
+        panels[0][0].legend(frameon=False)

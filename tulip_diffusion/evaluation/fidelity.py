@@ -131,7 +131,7 @@ def far_fidelity(
     groups is the measure of what is small.
     """
     groups = [sub_captions(caption, np.random.default_rng(row), WINDOW) for row, caption in enumerate(captions)]
-    call = {} if overflow is None else {"overflow": overflow}
+    call: dict[str, Any] = {} if overflow is None else {"overflow": overflow}
     with pipeline.conditioned(**call):
         limit = tokens_read(pipeline, pipeline._conditioning.overflow)
     whole = text_states(pipeline, captions, **call)
@@ -154,7 +154,10 @@ def far_fidelity(
 
 def far_figures(tokens: Sequence[tuple[int, int, Tensor, Tensor]], unread: int, slot: int) -> dict[str, Any]:
     """Figures of one encoder from (caption, first position, student's states, teacher's states) of each sentence."""
-    rows, places, cosines, errors = [], [], [], []
+    rows: list[int] = []
+    places: list[int] = []
+    cosines: list[float] = []
+    errors: list[float] = []
     for row, first, student, teacher in tokens:
         student, teacher = student.chunk(2, dim=-1)[slot], teacher.chunk(2, dim=-1)[slot]
         rows += [row] * len(student)

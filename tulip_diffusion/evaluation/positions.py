@@ -53,7 +53,8 @@ def run(options: argparse.Namespace, read: Callable[[str], Reader], load: Callab
     """The command. `read` opens an encoder's towers by its name or source, `load` its pipeline."""
     results: dict[str, Figures] = {}
     for name in options.encoders:
-        results[name] = own = {"needle": {}, "negatives": {}, "tail": {}}
+        own: Figures = {"needle": {}, "negatives": {}, "tail": {}}
+        results[name] = own
         if options.tail:
             own["tail"] = tail_sensitivity(load(name), options.tail, options.tail_tokens, options.split)
         reader = read(name)

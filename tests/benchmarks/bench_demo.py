@@ -8,6 +8,7 @@ process reaches above what it held after a first small picture.
 """
 
 import argparse
+import ctypes
 import gc
 import logging
 import statistics
@@ -100,6 +101,7 @@ def print_peak(variant: str, assets: Path, steps: int) -> None:
     """What this process, which does nothing else, needs for loading and one comparison; in MiB."""
     load_embedded_pipeline("clip", assets)("A tulip.", num_inference_steps=1)  # libraries load on first use
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # or what the allocator kept of that picture would not be counted again
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
     before = memory_mib("VmRSS")
     draw, _ = prepare(variant, assets, steps)

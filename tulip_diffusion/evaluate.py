@@ -5,14 +5,23 @@ The evaluations themselves (`tulip_diffusion.evaluation`) know nothing of where 
 """
 
 import argparse
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from PIL import Image
+
 from .embedded import ASSETS, ENCODERS, load_embedded_pipeline, load_embedded_towers
-from .evaluation import attention, embedding, fidelity, generation, positions, reading, relevance, retrieval
+from .evaluation import attention, embedding, fidelity, generation, positions, reading, relevance, retrieval, strips
+from .evaluation.plan import ENCODERS as EVALUATED
+from .evaluation.plan import SIZES
+from .evaluation.plan import evaluations as planned
+from .evaluation.provenance import command_line, read_provenance, write_provenance
 from .evaluation.readers import Reader
+from .evaluation.report import write_report
 from .generate import best_device
 
 Run = Callable[[argparse.Namespace], None]
@@ -83,6 +92,17 @@ def register(subparsers: Any) -> None:
         "Compare windows of 20, 33 and 55 tokens at strides 5, 10 and 15 with the image (TULIP, Fig. 6). Writes "
         "relevance.json, a table and plots.",
     )
+    add(
+        subparsers,
+        "strips",
+        strips,
+        lambda options: strips.run(options, pipelines(options), draw_strip),
+        "the same prompts under several encoders, side by side",
+        "Draw long prompts of the embedded family's world with each encoder from the same noise. Writes one PNG a "
+        "prompt and strips.json.",
+    )
+    register_all(subparsers)
+    register_report(subparsers)
 
 
 def add(subparsers: Any, name: str, module: ModuleType, run: Run, summary: str, description: str) -> None:
@@ -91,11 +111,73 @@ def add(subparsers: Any, name: str, module: ModuleType, run: Run, summary: str, 
     module.add_arguments(parser)
     parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
     parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
-    parser.set_defaults(run=run)
+
+    def recorded(options: argparse.Namespace) -> None:
+        start = time.perf_counter()
+        run(options)
+        write_provenance(parser, options, time.perf_counter() - start)
+
+    parser.set_defaults(run=recorded)
+
+
+def register_all(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "all",
+        help="every evaluation, and a report of all of them",
+        description="Run every evaluation on the embedded family and write one page about them, report.html. What is "
+        "already there from the same command is kept, so an interrupted run goes on where it stopped.",
+    )
+    parser.add_argument("--size", choices=SIZES, default="standard", help="how many prompts (default standard)")
+    parser.add_argument("--encoders", nargs="+", help=f"of the family (default: of {', '.join(EVALUATED)} all there)")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
+    parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder for all results")
+    parser.add_argument("--results", type=Path, help="also write the tables as Markdown to this file")
+    parser.set_defaults(run=lambda options: run_all(options, subparsers.choices))
+
+
+def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentParser]) -> None:
+    there = [name for name in EVALUATED if (options.assets / "encoders" / name).is_dir()]
+    shared = ["--assets", str(options.assets), *(["--device", options.device] if options.device else [])]
+    for folder, (name, *line) in planned(options.size, options.encoders or there).items():
+        one = parsers[name].parse_args([*line, *shared, "--out", str(options.out / folder)])
+        if read_provenance(one.out).get("command") == command_line(parsers[name], one):
+            print(f"{folder} is there already")
+            continue
+        print(f"\n{folder}", flush=True)
+        one.run(one)
+    run_report(argparse.Namespace(folder=options.out, out=options.out / "report.html", results=options.results))
+
+
+def register_report(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="one page about all results in a folder",
+        description="Collect the records below a folder into one HTML page that holds everything itself.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path("outputs/evaluation"), help="where the results lie")
+    parser.add_argument("--out", type=Path, help="the page (default: report.html in that folder)")
+    parser.add_argument("--results", type=Path, help="also write the tables as Markdown to this file")
+    parser.set_defaults(run=run_report)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    page = options.out or options.folder / "report.html"
+    found = write_report(options.folder, page, options.results)
+    print(f"{page}: {len(found)} records")
+
+
+def draw_strip(prompt: str, panels: Sequence[tuple[Image.Image, str, str]]) -> Image.Image:
+    """Pictures with titles and notes over their prompt, its words coloured by what encoders can see."""
+    from . import strip
+    from .tokenization import load_tokenizer
+
+    return strip.draw_strip([strip.Panel(*panel) for panel in panels], strip.word_positions(prompt, load_tokenizer()))
 
 
 def pipelines(options: argparse.Namespace) -> Callable[[str], Any]:
     """Makes a pipeline of the embedded family out of an encoder's name."""
+    logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # what encoders cannot see is measured here
     device = options.device or best_device()
     return lambda encoder: load_embedded_pipeline(encoder, options.assets).to(device)
 

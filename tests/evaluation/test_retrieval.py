@@ -140,8 +140,8 @@ def test_the_command_writes_json_markdown_plot_and_examples(options, tmp_path):
     line = ["--data", "world-short", "world-hard", "--count", 12, "--encoders", "a", "b"]
     retrieval.run(options(*line, "--out", tmp_path / "out", "--cache", tmp_path / "cache"), pixel_encoder)
     record = json.loads((tmp_path / "out/retrieval.json").read_text())
-    assert record["results"]["world-hard"]["b"]["t2i_R@1"] <= 0.5
-    assert record["results"]["world-hard"]["b"]["i2t_R@1"] == pytest.approx(1 / 12, abs=1e-6)
+    assert record["results"]["measured"]["world-hard"]["b"]["t2i_R@1"] <= 0.5
+    assert record["results"]["measured"]["world-hard"]["b"]["i2t_R@1"] == pytest.approx(1 / 12, abs=1e-5)
     assert record["command"]["count"] == 12
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"retrieval.md", "retrieval.png", "examples-world-short-a.png"} <= names
@@ -165,3 +165,8 @@ def test_data_that_the_command_does_not_know_is_named(options, tmp_path):
 def test_sets_of_the_world_are_the_same_everywhere():
     one, two = world_set("world-long", 3), world_set("world-long", 5)
     assert one.captions == two.captions[:3] and one.images == two.images[:3]
+
+
+def test_the_interval_of_a_share_stays_open_where_every_query_hits():
+    assert retrieval.half_width(1.0, 200) == pytest.approx(0.0094, abs=1e-4)
+    assert retrieval.half_width(0.5, 10_000) == pytest.approx(1.96 * 0.005, rel=1e-3)

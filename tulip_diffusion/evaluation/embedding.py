@@ -1,7 +1,7 @@
 """Encoders that turn pictures and captions into embeddings, and a cache on disk, so that nothing is encoded twice."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def embed(
     )
 
 
-def batched(encode: Callable[[range], Tensor], count: int, batch: int, name: str | None) -> Sequence[Tensor]:
+def batched(encode: Callable[[range], Tensor], count: int, batch: int, name: str | None) -> list[Tensor]:
     """`encode` of every range of at most `batch` rows; a bar shows the progress where it has a name."""
     starts = tqdm(range(0, count, batch), desc=name, disable=name is None, mininterval=5)
     return [encode(range(start, min(start + batch, count))) for start in starts]

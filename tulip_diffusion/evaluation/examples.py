@@ -12,7 +12,7 @@ from .datasets import RetrievalSet
 
 POOL = 256  # queries of each direction among which examples are looked for
 TILE, GAP, LINE = 144, 8, 13
-TEXT_WIDTH, TEXT_LETTERS, TEXT_LINES = 430, 76, 11
+TEXT_WIDTH, TEXT_LETTERS, TEXT_LINES = 380, 76, 11
 RIGHT, WRONG, INK, PAPER = "#1a7f37", "#cf222e", "#1f2328", "white"
 
 

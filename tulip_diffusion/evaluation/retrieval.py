@@ -21,7 +21,6 @@ The features then reach `score` as they are, and it normalises what it needs nor
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,9 @@ from tqdm import tqdm
 from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
 from .embedding import Encoder, embed
 from .examples import retrieval_examples
+from .plots import figure
 from .printed import PRINTED
+from .records import markdown, write_record
 
 Score = Callable[[Tensor, Tensor], Tensor]
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
@@ -217,39 +218,27 @@ def run(options: argparse.Namespace, load: Callable[[str], Encoder]) -> None:
             images, texts = embed(encoder, data, options.cache, options.batch, progress=True)
             figures = recall_at_k(images, texts, data.image_of_text, progress=len(images) > 5000)
             sizes = {"images": len(images), "texts": len(texts), "length": encoder.length}
-            results[data.name][encoder.name] = {**{k: round(v, 6) for k, v in figures.items()}, **sizes}
+            results[data.name][encoder.name] = {**figures, **sizes}
             print(f"{data.name}, {encoder.name}: {summary(figures)}", flush=True)
             picture = retrieval_examples(data, images, texts)
             picture.save(options.out / f"examples-{data.name}-{file_name(encoder.name)}.png")
-    write_results(options, results)
+    tables = "\n\n".join(f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items())
+    print(f"\n{tables}")
+    plot(results, options.out / "retrieval.png")
+    printed = {name: PRINTED[name] for name in results if name in PRINTED}
+    write_record("retrieval", options, {"measured": results, "printed": printed}, f"{tables}\n\n{NOTE}")
 
 
 def summary(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {share:.3f}" for name, share in figures.items() if "R@1" in name)
+    return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in ("i2t_R@1", "t2i_R@1"))
 
 
 def file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)
 
 
-def write_results(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
-    """retrieval.json, retrieval.md and a plot; JSON last, so that where it is the rest is too."""
-    tables = "\n\n".join(f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items())
-    (options.out / "retrieval.md").write_text(f"{tables}\n\n{NOTE}\n", encoding="utf-8")
-    print(f"\n{tables}")
-    plot(results, options.out / "retrieval.png")
-    record = {
-        "command": {key: value for key, value in vars(options).items() if key != "run"},
-        "results": results,
-        "printed": {name: PRINTED[name] for name in results if name in PRINTED},
-    }
-    partial = options.out / "retrieval.json.part"
-    partial.write_text(json.dumps(record, indent=1, default=str))
-    partial.replace(options.out / "retrieval.json")
-
-
 NOTE = (
-    "R@K in per cent, with half the width of a 95 % interval (normal, over queries) behind R@1. Rows in italics are "
+    "R@K in per cent, with half the width of a 95 % interval (Wilson's, over queries) behind R@1. Rows in italics are "
     "printed in papers, not measured here."
 )
 
@@ -257,16 +246,13 @@ NOTE = (
 def recall_table(name: str, rows: dict[str, dict[str, Any]]) -> str:
     """Measured rows, then printed ones in italics, as Markdown."""
     columns = [f"{direction}_R@{k}" for direction in DIRECTIONS for k in KS]
-    head = [f"{DIRECTIONS[column[:3]]} {column[4:]}" for column in columns]
-    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    for encoder, figures in rows.items():
-        cells = [recall_cell(figures, column) for column in columns]
-        lines.append(f"| {encoder} | " + " | ".join(cells) + " |")
+    head = ["", *(f"{DIRECTIONS[column[:3]]} {column[4:]}" for column in columns)]
+    lines = [[encoder, *(recall_cell(figures, column) for column in columns)] for encoder, figures in rows.items()]
     for model, pair in PRINTED.get(name, {}).items():
         printed = dict(zip(("i2t_R@1", "t2i_R@1"), pair, strict=True))
         cells = ["" if printed.get(column) is None else f"*{printed[column]:.1f}*" for column in columns]
-        lines.append(f"| *{model}, printed* | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([f"*{model}, printed*", *cells])
+    return markdown(head, lines)
 
 
 def recall_cell(figures: dict[str, Any], column: str) -> str:
@@ -277,34 +263,27 @@ def recall_cell(figures: dict[str, Any], column: str) -> str:
 
 
 def half_width(share: float, queries: int) -> float:
-    return 1.96 * (share * (1 - share) / queries) ** 0.5
+    """Of Wilson's 95 % interval for a share of `queries`, which stays open at 0 and at 1."""
+    z = 1.96
+    return z * (share * (1 - share) / queries + (z / (2 * queries)) ** 2) ** 0.5 / (1 + z**2 / queries)
 
 
 def plot(results: dict[str, dict[str, Any]], out: Path) -> None:
     """R@1 of both directions as bars: a panel a data set, a pair of bars an encoder, printed ones hatched."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        1, len(results), figsize=(1 + 3.2 * len(results), 4), layout="constrained", squeeze=False, sharey=True
-    )
-    for axes, (name, rows) in zip(panels[0], results.items(), strict=True):
-        measured = {encoder: (row["i2t_R@1"], row["t2i_R@1"]) for encoder, row in rows.items()}
-        printed = {
-            f"{model}, printed": [(v or 0) / 100 for v in pair] for model, pair in PRINTED.get(name, {}).items()
-        }
-        bars = {**measured, **printed}
-        for offset, (direction, colour) in enumerate(zip(DIRECTIONS.values(), ("C0", "C1"), strict=True)):
-            heights = [pair[offset] for pair in bars.values()]
-            places = [number + 0.4 * offset - 0.2 for number in range(len(bars))]
-            drawn = axes.bar(places, heights, 0.38, color=colour, label=direction)
-            for bar in list(drawn)[len(measured) :]:
-                bar.set(hatch="//", alpha=0.5)
-        axes.set(title=name, ylim=(0, 1.02))
-        axes.set_xticks(range(len(bars)), bars, rotation=45, ha="right")
-    panels[0][0].set_ylabel("R@1")
-    panels[0][0].legend(frameon=False)
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
+    with figure(out, columns=len(results), size=(3.2, 4)) as panels:
+        for axes, (name, rows) in zip(panels[0], results.items(), strict=True):
+            measured = {encoder: (row["i2t_R@1"], row["t2i_R@1"]) for encoder, row in rows.items()}
+            printed = {
+                f"{model}, printed": [(v or 0) / 100 for v in pair] for model, pair in PRINTED.get(name, {}).items()
+            }
+            bars = {**measured, **printed}
+            for offset, (direction, colour) in enumerate(zip(DIRECTIONS.values(), ("C0", "C1"), strict=True)):
+                heights = [pair[offset] for pair in bars.values()]
+                places = [number + 0.4 * offset - 0.2 for number in range(len(bars))]
+                drawn = axes.bar(places, heights, 0.38, color=colour, label=direction)
+                for bar in list(drawn)[len(measured) :]:
+                    bar.set(hatch="//", alpha=0.5)
+            axes.set(title=name, ylim=(0, 1.02))
+            axes.set_xticks(range(len(bars)), bars, rotation=45, ha="right")
+        panels[0][0].set_ylabel("R@1")
+        panels[0][0].legend(frameon=False)

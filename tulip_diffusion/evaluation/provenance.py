@@ -1,0 +1,60 @@
+"""Where a figure comes from: provenance.json beside it, with the command, the commit, the first seed and the time."""
+
+import argparse
+import json
+import shlex
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tulip_diffusion.scenes.dataset import SPLITS
+
+from .records import write_whole
+
+FILE = "provenance.json"
+NOT_OPTIONS = ("command", "evaluation", "run")
+
+
+def command_line(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The command that gives `options`, with those that are not the default."""
+    words = parser.prog.split()
+    for name, value in vars(options).items():
+        if name in NOT_OPTIONS or value == parser.get_default(name):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value) if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
+
+
+def commit() -> str:
+    """The checkout's commit, "+ changes" behind it where files differ; without a checkout the package's version."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD")[:12] + (" + changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"tulip-diffusion {version('tulip-diffusion')}"
+
+
+def write_provenance(parser: argparse.ArgumentParser, options: argparse.Namespace, seconds: float) -> None:
+    """Write `options.out`/provenance.json, after everything else: where it is, the evaluation is complete."""
+    record = {
+        "command": command_line(parser, options),
+        "commit": commit(),
+        "seed": SPLITS[getattr(options, "split", "evaluation")],
+        "seconds": round(seconds, 1),
+        "torch": version("torch"),
+    }
+    write_whole(options.out / FILE, json.dumps(record, indent=1))
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What [`write_provenance`] left in `folder`, empty if it did not."""
+    file = folder / FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

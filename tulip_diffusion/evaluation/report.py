@@ -1,0 +1,230 @@
+"""All results below a folder as one page to read and share, and as `docs/results.md`.
+
+Every section is made from an evaluation's JSON record, with its tables, its pictures, and the command, commit and seed
+that made it. The page holds everything itself, records included, and asks no other host for anything.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from .generation import Share, table
+from .provenance import FILE, read_provenance
+from .records import write_whole
+
+# Name of a record -> title and how to read it, in the order of the report.
+TITLES = {
+    "generation": (
+        "What pictures show of their prompts",
+        "Share of a prompt's things that stand in their place in their colour, by the token position with which the "
+        "prompt has told them, or by the token distance of a reference. An exact reader judges, no model.",
+    ),
+    "strips": (
+        "Pictures side by side",
+        "The same prompt and noise under each encoder. The prompts are the first of their set, not the best.",
+    ),
+    "reading": (
+        "What text states hold",
+        "Colour as heads fitted to CLIP's own states read it off the states at the end of every sentence, by its "
+        "position and by the distance of references; l and g are the two encoders.",
+    ),
+    "retrieval": (
+        "Retrieval",
+        "Captions to images and back. The sets named hard hold captions that differ in one detail alone.",
+    ),
+    "positions": ("Does it matter where in a text something is said?", "Needles, hard negatives and changed words."),
+    "fidelity": ("How closely encoders say what CLIP says", "In what retrieval reads and in what SDXL reads."),
+    "attention": ("Attention of the pooled state", "Where the EOS query looks in the last block."),
+    "relevance": ("Relevance of a caption's windows", "Similarity of the image with windows of its long caption."),
+}
+SHARES = {  # records that come without tables: which of their bins to set as tables
+    "generation": {"position": "by token position", "distance": "references, by token distance"},
+    "reading": {"colour by position": "colour, by token position", "colour by distance": "colour, by token distance"},
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One record: its name and folder, where it comes from, tables in Markdown and pictures."""
+
+    name: str
+    label: str
+    record: dict[str, Any]
+    provenance: dict[str, Any]
+    tables: str
+    pictures: Sequence[Path]
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.name, (self.name.capitalize(), ""))[0]
+
+    @property
+    def explanation(self) -> str:
+        return TITLES.get(self.name, ("", ""))[1]
+
+
+def sections(folder: Path) -> list[Section]:
+    """One section for each JSON record below `folder`, in the order of `TITLES`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [section for file in sorted(folder.rglob("*.json")) for section in section_of(file, folder)]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no results. Run an evaluation with its --out below it first.")
+    order = [*TITLES, *sorted({section.name for section in found} - set(TITLES))]
+    return sorted(found, key=lambda section: order.index(section.name))  # stable: folders stay sorted
+
+
+def section_of(file: Path, root: Path) -> Iterator[Section]:
+    """The section of one record, none where `file` is something else."""
+    if file.name == FILE:
+        return
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or not {"command", "results"} <= record.keys():
+        return
+    written = file.with_suffix(".md")
+    tables = written.read_text(encoding="utf-8") if written.is_file() else share_tables(file.stem, record["results"])
+    label = str(file.parent.relative_to(root))
+    pictures = sorted(file.parent.glob("*.png"))
+    yield Section(file.stem, label, record, read_provenance(file.parent), tables.strip(), pictures)
+
+
+def share_tables(name: str, results: Mapping[str, Any]) -> str:
+    """Tables of the shares in a record that was written without."""
+    parts = []
+    for bins, caption in SHARES.get(name, {}).items():
+        rows = {
+            row: {bins: {edges: Share(**value) for edges, value in figures[bins].items()}}
+            for row, figures in results.items()
+            if figures.get(bins)
+        }
+        if rows:
+            parts.append(f"**{caption}**\n\n{table(rows, bins)}")
+    return "\n\n".join(parts)
+
+
+def origin(section: Section) -> dict[str, str]:
+    """Command, commit and seed of a section, as far as they are known."""
+    command = section.provenance.get("command") or json.dumps(section.record["command"], default=str)
+    known = {"command": command, "commit": section.provenance.get("commit"), "seed": section.provenance.get("seed")}
+    return {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in known.items() if value}
+
+
+def markdown_report(found: Sequence[Section]) -> str:
+    """The tables with where they come from, for `docs/results.md`."""
+    parts = ["# Results", "Written by `tulip-diffusion evaluate report` from the records of the evaluations."]
+    last = None
+    for section in found:
+        if section.name != last:
+            parts += [f"## {section.title}", section.explanation]
+        last = section.name
+        source = "; ".join(f"{name} `{value}`" for name, value in origin(section).items())
+        parts += [f"### {section.label}", deepened(section.tables, 2), source]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def deepened(text: str, levels: int) -> str:
+    """Markdown with its headings `levels` deeper."""
+    return "\n".join("#" * levels + line if line.startswith("#") else line for line in text.splitlines())
+
+
+def html_report(found: Sequence[Section]) -> str:
+    """The page, with everything in it."""
+    contents, body, last = [], [], None
+    for number, section in enumerate(found):
+        if section.name != last:
+            contents.append(f'<li><a href="#s{number}">{html.escape(section.title)}</a></li>')
+            body.append(
+                f'<h2 id="s{number}">{html.escape(section.title)}</h2><p>{html.escape(section.explanation)}</p>'
+            )
+        last = section.name
+        body.append(section_html(section))
+    return PAGE.substitute(contents="\n".join(contents), body="\n".join(body))
+
+
+def section_html(section: Section) -> str:
+    """Tables, plots, examples folded in, and the record itself."""
+    import markdown
+
+    tables = markdown.markdown(deepened(section.tables, 2), extensions=["tables"])
+    tables = tables.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+    rows = "".join(
+        f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in origin(section).items()
+    )
+    plots = [file for file in section.pictures if not file.name.startswith("examples-")]
+    examples = [file for file in section.pictures if file not in plots]
+    folded = f"<details><summary>Examples</summary>{pictures_html(examples)}</details>" if examples else ""
+    record = html.escape(json.dumps(section.record, indent=1))
+    return (
+        f"<section><h3>{html.escape(section.label)}</h3>{tables}{pictures_html(plots)}{folded}"
+        f"<dl>{rows}</dl><details><summary>Record (JSON)</summary><pre>{record}</pre></details></section>"
+    )
+
+
+def pictures_html(files: Sequence[Path]) -> str:
+    figures = []
+    for file in files:
+        data = base64.b64encode(file.read_bytes()).decode()
+        name = html.escape(file.stem.replace("_", " "))
+        picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+        figures.append(f"<figure>{picture}<figcaption>{name}</figcaption></figure>")
+    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+
+
+def write_report(folder: Path, page: Path, results: Path | None = None) -> list[Section]:
+    """Write the page, and `results` in Markdown where asked for, from what lies below `folder`."""
+    found = sections(folder)
+    write_whole(page, html_report(found))
+    if results is not None:
+        write_whole(results, markdown_report(found))
+    return found
+
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>TULIP: evaluation</title>
+<style>
+:root { color-scheme: light dark; --ink: #1f2328; --quiet: #5c636a; --paper: #fdfcf9; --line: #dcd9d2; --card: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e3dc; --quiet: #9aa0a6; --paper: #17181a; --line: #35373b; --card: #1f2123; }
+}
+body { background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; margin: 0 auto;
+       max-width: 72rem; padding: 2rem 1.25rem 5rem; }
+h1 { font-size: 2rem; margin: 0 0 .5rem; } h2 { margin: 3.5rem 0 .25rem; } h3 { margin: 0 0 .75rem; }
+a { color: inherit; } p { max-width: 46rem; } code { font-size: .85em; overflow-wrap: anywhere; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin: 1.25rem 0;
+          padding: 1.25rem; }
+.table { overflow-x: auto; margin: 0 0 1.25rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .8rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td em { color: var(--quiet); }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 100%; }
+img { background: #fff; border-radius: .4rem; display: block; height: auto; max-width: 100%; }
+figure img { max-width: min(100%, 60rem); }
+figcaption, dl, summary { color: var(--quiet); font-size: .85rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; margin: 1rem 0 .5rem; }
+dd { margin: 0; }
+summary { cursor: pointer; margin: .5rem 0; } pre { font-size: .75rem; max-height: 26rem; overflow: auto; }
+</style>
+</head>
+<body>
+<h1>TULIP: evaluation</h1>
+<p>Every figure on this page was measured by the command below it; its record is folded in behind it. What papers have
+printed is in italics and says so.</p>
+<nav><ul>
+$contents
+</ul></nav>
+$body
+</body>
+</html>
+""")

@@ -23,6 +23,7 @@ from .evaluation.provenance import command_line, read_provenance, write_provenan
 from .evaluation.readers import Reader
 from .evaluation.report import write_report
 from .generate import best_device
+from .training import ablations
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -101,6 +102,16 @@ def register(subparsers: Any) -> None:
         "Draw long prompts of the embedded family's world with each encoder from the same noise. Writes one PNG a "
         "prompt and strips.json.",
     )
+    add(
+        subparsers,
+        "ablation",
+        ablations,
+        lambda options: ablations.run(options, lambda: readers(options)("clip")),
+        "what one choice of the method is worth: trains and judges every variant",
+        "Train TULIP from the embedded family's CLIP with one thing varied, stage 1 alone and both stages, and judge "
+        "every variant on the same texts. A variant whose result is there is not run again. Writes ablation.json, a "
+        "table and a plot.",
+    )
     register_all(subparsers)
     register_report(subparsers)
 
@@ -139,7 +150,7 @@ def register_all(subparsers: Any) -> None:
 def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentParser]) -> None:
     there = [name for name in EVALUATED if (options.assets / "encoders" / name).is_dir()]
     shared = ["--assets", str(options.assets), *(["--device", options.device] if options.device else [])]
-    for folder, (name, *line) in planned(options.size, options.encoders or there).items():
+    for folder, (name, *line) in planned(options.size, options.encoders or there or list(EVALUATED)).items():
         one = parsers[name].parse_args([*line, *shared, "--out", str(options.out / folder)])
         if read_provenance(one.out).get("command") == command_line(parsers[name], one):
             print(f"{folder} is there already")
@@ -196,6 +207,8 @@ def encoders(options: argparse.Namespace) -> Callable[[str], embedding.Encoder]:
         if source.startswith("open_clip:"):
             _, architecture, weights = source.split(":", 2)
             return embedding.from_open_clip(architecture, weights, device)
+        if source.startswith("finelip:"):
+            return embedding.from_finelip(source.removeprefix("finelip:"), options.length, device)
         return embedding.from_source(source, options.length, device, layout=options.layout, rope=options.rope)
 
     return load

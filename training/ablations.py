@@ -1,0 +1,301 @@
+"""`evaluate ablation NAME`: what one choice of the method is worth, by training the embedded tower with it or without.
+
+Every variant starts from the same CLIP towers (second slot), sees the same captions in the same order for the same
+number of steps, and is judged on the same held-out texts: retrieval of short, of long and of 500-token captions and of
+captions that differ in one late detail; and how much of what SDXL reads is kept at 77 tokens. Steps are few, so
+differences between variants count, not the figures themselves.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from tulip_diffusion.data import CaptionData
+from tulip_diffusion.evaluation.datasets import WORLD
+from tulip_diffusion.evaluation.fidelity import fidelity
+from tulip_diffusion.evaluation.generation import prompts_of
+from tulip_diffusion.evaluation.plots import figure
+from tulip_diffusion.evaluation.readers import Reader
+from tulip_diffusion.evaluation.records import markdown, plain, write_record, write_whole
+from tulip_diffusion.evaluation.retrieval import recall_at_k
+from tulip_diffusion.models.checkpoints import ClipTowers
+from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+from tulip_diffusion.scenes.captions import Caption
+from tulip_diffusion.scenes.dataset import SPLITS, full_caption, window_caption
+from tulip_diffusion.scenes.grammar import write_caption
+from tulip_diffusion.scenes.render import PLACES, random_scene, render
+
+from .config import DistillArguments, ExpandArguments
+from .distill import distill
+from .expand import Expansion, expand_positions
+from .loop import build_accelerator, run_stage
+
+FIRST_SEED = SPLITS["train"] + 700_000_000  # away from the scenes that the family was trained on
+INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))  # CLIP's: the family ships none
+LENGTH = 248
+SETS = ("short", "long", "hard", "500")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of an ablation: stage 1's arguments that differ, and stage 2's, None for stage 1 alone.
+
+    `rotations` is "" for stage 2's own; "test" stretches those of a stage-1 student without training; "own" scales
+    them by each text's own length in stage 2 rather than by the longest.
+    """
+
+    name: str
+    stage1: dict[str, Any] = field(default_factory=dict)
+    stage2: dict[str, Any] | None = None
+    rotations: str = ""
+
+
+def both(name: str, stage1: dict[str, Any], **stage2: Any) -> tuple[Variant, Variant]:
+    """The row of both stages, and that of stage 1 alone."""
+    return Variant(f"{name}, stage 1 only", stage1), Variant(name, stage1, stage2)
+
+
+PAPER = {"objective": "paper"}
+COPE = {**PAPER, "position_encoding": "cope"}
+ABLATIONS: dict[str, tuple[Variant, ...]] = {
+    "positions": (*both("RoPE", PAPER), *both("CoPE", COPE)),
+    "loss": (
+        *both("cosine", PAPER),
+        *both("L2", {**PAPER, "pooled_loss": "l2"}),
+        *both("MSE", {**PAPER, "pooled_loss": "mse"}),
+        *both("ours", {"objective": "default"}, anchor_weight=1.0),
+    ),
+    "length": (
+        Variant("stage 1 only", PAPER),
+        *(Variant(str(n), PAPER, {"length": n, "train": "text"}) for n in (77, 154, 231, 308, 500, 1000)),
+    ),
+    "lambda": (
+        Variant("stage 1 only", PAPER),
+        *(Variant(f"{weight:g}", PAPER, {"short_weight": weight}) for weight in (0.0, 0.1, 0.2, 0.5, 0.8, 1.0)),
+    ),
+    "ntk": (
+        Variant("plain, stage 1 only", PAPER),
+        Variant("alpha 8, stage 1 only", PAPER, rotations="test"),
+        *(Variant(f"alpha {a:g}" if a else "plain", PAPER, {"ntk_alpha": a}) for a in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)),
+        Variant("alpha 8, each text's own length", PAPER, {"ntk_alpha": 8.0}, rotations="own"),
+    ),
+    "short": (
+        Variant("stage 1 only", PAPER),
+        Variant("first sentence", PAPER, {"short_captions": "first-sentence"}),
+        Variant("random subset", PAPER, {"short_captions": "random-subset"}),
+        Variant("none", PAPER, {"short_weight": 0.0}),
+    ),
+}
+
+
+class WorldPairs(CaptionData):
+    """Captions of the world with pictures that are drawn when they are needed; `images` holds the scenes."""
+
+    def image(self, index: int) -> Image.Image:
+        assert self.images is not None
+        return render(self.images[index])
+
+
+def mixed_caption(rng: np.random.Generator) -> Caption:
+    """Three in ten fit CLIP's window, four have about 225 tokens, three have 300 to 1,000."""
+    kind = rng.random()
+    if kind < 0.3:
+        return window_caption(rng)
+    if kind < 0.7:
+        return full_caption(rng)
+    return write_caption(rng, random_scene(rng, PLACES), tokens=int(rng.integers(300, 1000)))
+
+
+def training_pairs(count: int, seed: int) -> WorldPairs:
+    first = FIRST_SEED + seed * 10_000_000
+    captions = [mixed_caption(np.random.default_rng(first + number)) for number in tqdm(range(count), desc="captions")]
+    return WorldPairs([caption.text for caption in captions], [caption.scene for caption in captions])
+
+
+def held_out(count: int, split: str) -> dict[str, list[Caption]]:
+    """What every variant is judged on, by the names of `SETS`."""
+    first = SPLITS[split]
+    sets = {name: WORLD[f"world-{name}"](first, count) for name in ("short", "long", "hard")}
+    return {**sets, "500": prompts_of("500", count, split)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=ABLATIONS, help="what is varied")
+    parser.add_argument("--stage1-steps", type=int, default=250)
+    parser.add_argument("--stage2-steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=64, help="captions a step (default 64)")
+    parser.add_argument("--stage1-rate", type=float, default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument("--stage2-rate", type=float, default=1e-4, help="peak learning rate (default 1e-4)")
+    parser.add_argument("--captions", type=int, default=4000, help="training captions (default 4000)")
+    parser.add_argument("--count", type=int, default=256, help="held-out pairs of each set (default 256)")
+    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
+    parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/ablations/encoders"), help="trained encoders, which ablations share"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the results (default: outputs/ablations/NAME)")
+
+
+# What a result depends on, beside the variant itself; all that share a folder must agree in it.
+SETTINGS = ("stage1_steps", "stage2_steps", "batch", "stage1_rate", "stage2_rate", "captions", "seed", "assets")
+
+
+def agree_on_settings(folder: Path, settings: dict[str, str]) -> None:
+    """Note `settings` in `folder`, or compare them with what is noted there.
+
+    Raises:
+        ValueError: the folder's contents were made with other settings.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        write_whole(path, json.dumps(settings, indent=1))
+    elif (found := json.loads(path.read_text())) != settings:
+        name = next(name for name in settings if found.get(name) != settings[name])
+        raise ValueError(
+            f"{folder} was made with {name} {found.get(name)}, and now it is {settings[name]}. Use the same, or "
+            "another --work and --out."
+        )
+
+
+class Ablation:
+    """The variants of one command, on common data.
+
+    Args:
+        options: of [`add_arguments`].
+        read_clip: opens the family's CLIP anew, since a stage trains it in place.
+    """
+
+    def __init__(self, options: argparse.Namespace, read_clip: Callable[[], Reader]):
+        self.options, self.read_clip = options, read_clip
+        settings = {name: str(getattr(options, name)) for name in SETTINGS}
+        agree_on_settings(options.work, settings)
+        agree_on_settings(options.out, settings | {"count": str(options.count), "split": options.split})
+        self.pairs = training_pairs(options.captions, options.seed)
+        self.sets = held_out(options.count, options.split)
+
+    def common(self, stage: str, folder: Path) -> dict[str, Any]:
+        options = self.options
+        return {
+            "output_dir": str(folder),
+            "steps": getattr(options, f"{stage}_steps"),
+            "batch_size": options.batch,
+            "learning_rate": getattr(options, f"{stage}_rate"),
+            "weight_decay": 0.01,
+            "warmup_steps": min(20, getattr(options, f"{stage}_steps") // 5),
+            "mixed_precision": "bf16",
+            "attn": options.attn,
+            "pad": "zero",  # the tower of SDXL's second slot
+            "num_workers": 0,
+            "save_every": 50,
+            "keep_last": 1,
+            "resume": "auto",
+            "seed": options.seed,
+        }
+
+    def stage1(self, variant: Variant) -> TulipTextModelWithProjection:
+        """The student of stage 1, trained unless an earlier variant, of this ablation or another, left it on disk."""
+        name = "-".join(["stage1", *(str(value) for value in variant.stage1.values())])
+        folder = self.options.work / name
+        if not (folder / "run.json").exists():
+            reader = self.read_clip()
+            arguments = {"length": LENGTH, "teacher_cache": "off", "freeze_token_embedding": False, **variant.stage1}
+            settings = DistillArguments(**self.common("stage1", folder), **arguments)
+            distill(reader.towers.text_encoder, reader.tokenizer, self.pairs, settings)
+        return TulipTextModelWithProjection.from_pretrained(folder).eval()
+
+    def train(self, variant: Variant) -> Reader:
+        """The towers that the variant's stages make."""
+        student, reader = self.stage1(variant), self.read_clip()
+        towers, tokenizer = reader.towers, reader.tokenizer
+        window = towers.text_encoder.config.max_position_embeddings
+        if variant.stage2 is None:
+            if variant.rotations == "test":
+                expand_positions(student, window, LENGTH, alpha=8.0)
+            return Reader(towers._replace(text_encoder=student), tokenizer)
+        arguments = {"length": LENGTH, "anchor_weight": 0.0, **variant.stage2}
+        folder = self.options.work / f"{self.options.name}-{file_name(variant)}"
+        settings = ExpandArguments(**self.common("stage2", folder), **arguments)
+        accelerator = build_accelerator(settings)
+        towers = towers._replace(logit_scale=INITIAL_LOGIT_SCALE)
+        stage = Expansion(towers, student, tokenizer, self.pairs, settings)
+        if variant.rotations == "own":
+            for config in (student.config, student.text_model.config):
+                config.rope_parameters = {**config.rope_parameters, "length": window}
+        run_stage(stage, settings, accelerator)
+        return Reader(ClipTowers(student.eval(), towers.image_encoder.eval(), None), tokenizer)
+
+    def measure(self, reader: Reader) -> dict[str, Any]:
+        """Retrieval in both directions on every set, and fidelity to CLIP at 77 tokens."""
+        figures: dict[str, Any] = {}
+        for name, captions in self.sets.items():
+            images = reader.embed_images([render(caption.scene) for caption in captions])
+            texts = reader.embed_texts([caption.text for caption in captions])
+            figures[name] = recall_at_k(images, texts, range(len(captions)), ks=(1, 5))
+        clip = self.read_clip()
+        texts = [caption.text for caption in self.sets["short"]]
+        pad_id = clip.tokenizer.pad_token_id
+        student = reader.towers.text_encoder.to(clip.towers.text_encoder.device)
+        return {**figures, "fidelity": fidelity(student, clip.towers.text_encoder, clip.tokenizer, texts, pad_id)}
+
+    def result(self, variant: Variant) -> dict[str, Any]:
+        """The variant's figures, from disk where they are."""
+        path = self.options.out / f"{file_name(variant)}.json"
+        if not path.exists():
+            figures = plain(self.measure(self.train(variant)))
+            write_whole(path, json.dumps({"variant": asdict(variant), "figures": figures}, indent=1))
+        return json.loads(path.read_text())["figures"]
+
+
+def file_name(variant: Variant) -> str:
+    return variant.name.replace(",", "").replace("'", "").replace(" ", "-").lower()
+
+
+def run(options: argparse.Namespace, read_clip: Callable[[], Reader]) -> None:
+    """The command. `read_clip` opens the towers of the family's CLIP, anew at each call."""
+    options.out = options.out or Path("outputs/ablations") / options.name
+    ablation = Ablation(options, read_clip)
+    clip = ablation.measure(read_clip())
+    results = {"CLIP": clip} | {variant.name: ablation.result(variant) for variant in ABLATIONS[options.name]}
+    text = table(results, options.count)
+    write_record("ablation", options, results, text)
+    draw(results, options.out / "ablation.png")
+    print(text)
+
+
+def table(results: dict[str, Any], count: int) -> str:
+    header = ["", *(f"{name} {way}" for name in SETS for way in ("i2t", "t2i"))]
+    header += ["pooled cosine", "token cosine", "token error"]
+    rows = [
+        [name, *(result[of][f"{way}_R@1"] for of in SETS for way in ("i2t", "t2i")), *result["fidelity"].values()]
+        for name, result in results.items()
+    ]
+    title = (
+        f"R@1 among {count} (95 % interval: ± {1.96 * 0.5 / count**0.5:.3f} or less), fidelity to CLIP at 77 tokens"
+    )
+    return f"{title}\n\n{markdown(header, rows)}"
+
+
+def draw(results: dict[str, Any], out: Path) -> None:
+    """R@1, mean of both directions, and fidelity; one column a variant."""
+    names: Sequence[str] = list(results)
+    with figure(out, columns=2, size=(max(5.0, 0.7 * len(names)), 4)) as panels:
+        retrieval, kept = panels[0]
+        for of in SETS:
+            heights = [(result[of]["i2t_R@1"] + result[of]["t2i_R@1"]) / 2 for result in results.values()]
+            retrieval.plot(names, heights, marker="o", label=f"{of} captions")
+        for what in ("pooled_cosine", "penultimate_cosine"):
+            heights = [result["fidelity"][what] for result in results.values()]
+            kept.plot(names, heights, marker="o", label=what.replace("_", " "))
+        retrieval.set(ylabel="R@1, mean of both directions", ylim=(0, 1.02))
+        kept.set(ylabel="fidelity to CLIP at 77 tokens")
+        for axes in (retrieval, kept):
+            axes.tick_params(axis="x", labelrotation=45)
+            axes.legend(frameon=False)

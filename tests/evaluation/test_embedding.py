@@ -9,7 +9,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 from tulip_diffusion import load_tokenizer
 from tulip_diffusion.evaluation.datasets import world_set
 from tulip_diffusion.evaluation.embedding import Encoder, embed, from_open_clip, from_source, from_towers, text_length
+from tulip_diffusion.evaluation.examples import retrieval_examples
+from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
+from tulip_diffusion.models.finelip import FineLip, FineLipConfig, FineLipModel, fine_score
 from tulip_diffusion.models.text_encoder import TulipTextConfig, TulipTextModelWithProjection, from_clip
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -85,6 +88,22 @@ def test_an_open_clip_model_gives_its_own_embeddings(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode_texts(["a red tulip"]), reference.encode_text(ids))
     assert encoder.encode_images([world_set("world-short", 1).picture(0)]).shape == (1, 16)
+
+
+def test_finelip_is_scored_with_its_slots(folder):
+    clip = load_clip(folder)
+    torch.manual_seed(1)
+    refinement = FineLipModel(FineLipConfig(projection_dim=16, slots=3, hidden_dim=8)).eval()
+    encoder = from_towers("fine", FineLip(clip.text_encoder, clip.image_encoder, refinement), load_tokenizer())
+    data = world_set("world-short", 4)
+    images, texts = embed(encoder, data)
+    assert images.shape == texts.shape == (4, 4, 16)
+    scores = torch.stack([torch.stack([fine_score(i[None], t[None])[0, 0] for t in texts]) for i in images])
+    found = recall_at_k(images, texts, data.image_of_text, (1,), score=encoder.score, block=(3, 3))
+    assert found["i2t_R@1"] == (scores.argmax(1) == torch.arange(4)).float().mean()
+    assert retrieval_examples(data, images, texts, encoder.score).width > 300
+    plain = from_towers("plain", clip, load_tokenizer())
+    assert plain.text_key != encoder.text_key and plain.score is None
 
 
 def counting(calls, key="one"):

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
+from tulip_diffusion.models.finelip import FineLip, fine_score, load_finelip
 from tulip_diffusion.models.text_encoder import TulipTextConfig
 from tulip_diffusion.tokenization import load_tokenizer
 
@@ -26,8 +27,8 @@ PUBLISHED_LENGTH = 248  # tokens at which TULIP's and Long-CLIP's evaluations cu
 class Encoder:
     """Two functions and what identifies them.
 
-    `encode_images` takes RGB pictures and `encode_texts` captions; both return (n, …) features, not normalised, for
-    `recall_at_k`. The keys change with weights and preprocessing. `length` is in tokens.
+    `encode_images` takes RGB pictures and `encode_texts` captions; both return (n, …) features for `recall_at_k` with
+    `score`, None for the cosine. The keys change with weights and preprocessing. `length` is in tokens.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Encoder:
     image_key: str
     text_key: str
     length: int
+    score: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def text_length(config: Any) -> int:
@@ -47,43 +49,60 @@ def text_length(config: Any) -> int:
 
 def from_towers(
     name: str,
-    towers: ClipTowers,
+    towers: ClipTowers | FineLip,
     tokenizer: PreTrainedTokenizerBase,
     processor: Any = None,
     length: int | None = None,
     device: str = "cpu",
 ) -> Encoder:
-    """Encoder of a text and an image tower. A caption beyond `length` tokens is cut, its last token becoming EOS.
+    """Encoder of a text and an image tower, for FineLIP with its refinement and its fine score.
+
+    A caption beyond `length` tokens is cut, its last token becoming EOS.
 
     Raises:
         ValueError: there is no image tower.
     """
-    text_encoder, image_encoder = towers.text_encoder.to(device).eval(), towers.image_encoder
-    if image_encoder is None:
+    if towers.image_encoder is None:
         raise ValueError(f"{name} has no image tower, so there is nothing to retrieve. Name a whole CLIP.")
-    image_encoder.to(device).eval()
-    size = image_encoder.config.image_size
+    parts = [part.to(device).eval() for part in towers if isinstance(part, nn.Module)]
+    size = towers.image_encoder.config.image_size
     processor = processor or CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size)
-    length = length or text_length(text_encoder.config)
+    length = length or text_length(towers.text_encoder.config)
+    read = functions_of(towers)
 
     @torch.no_grad()
     def encode_images(pictures: list[Image.Image]) -> Tensor:
-        pixels = processor(pictures, return_tensors="pt").pixel_values.to(device, image_encoder.dtype)
-        return image_encoder(pixel_values=pixels).image_embeds.float().cpu()
+        pixels = processor(pictures, return_tensors="pt").pixel_values
+        return read.images(pixels.to(device, towers.image_encoder.dtype)).float().cpu()
 
     @torch.no_grad()
     def encode_texts(texts: list[str]) -> Tensor:
         ids = tokenizer(texts, truncation=True, max_length=length, padding=True, return_tensors="pt").to(device)
-        return text_encoder(ids.input_ids, attention_mask=ids.attention_mask).text_embeds.float().cpu()
+        return read.texts(ids.input_ids, ids.attention_mask).float().cpu()
 
+    text, image, *rest = (weights_key(part) for part in parts)
     words = (type(tokenizer).__name__, str(sorted(tokenizer.get_vocab().items())), length)
-    return Encoder(
-        name,
-        encode_images,
-        encode_texts,
-        fingerprint(weights_key(image_encoder), str(processor)),
-        fingerprint(weights_key(text_encoder), *words),
-        length,
+    keys = fingerprint(image, *rest, str(processor)), fingerprint(text, *rest, *words)
+    return Encoder(name, encode_images, encode_texts, *keys, length, read.score)
+
+
+class Functions(NamedTuple):
+    """Pixels to features, ids and mask to features, and how these are compared."""
+
+    images: Callable[[Tensor], Tensor]
+    texts: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor] | None
+
+
+def functions_of(towers: ClipTowers | FineLip) -> Functions:
+    if isinstance(towers, FineLip):
+        return Functions(towers.encode_images, towers.encode_texts, fine_score)
+    text_encoder, image_encoder, _ = towers
+    assert image_encoder is not None
+    return Functions(
+        lambda pixels: image_encoder(pixel_values=pixels).image_embeds,
+        lambda ids, mask: text_encoder(ids, attention_mask=mask).text_embeds,
+        None,
     )
 
 
@@ -93,14 +112,23 @@ def from_source(source: str, length: int | None = None, device: str = "cpu", **l
     A folder's own tokenizer and image processor are used where it has them, else CLIP's. `load` goes to `load_clip`
     (`layout`, `rope`).
     """
+    return from_towers(
+        Path(source).name, load_clip(source, **load), *tokenizer_and_processor(Path(source)), length, device
+    )
+
+
+def from_finelip(source: str, length: int | None = None, device: str = "cpu") -> Encoder:
+    """Encoder of a whole FineLIP, a folder of `train finelip` or a published file, scored as FineLIP*."""
     folder = Path(source)
-    if any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
-    else:
-        tokenizer = load_tokenizer(clean=True)
+    return from_towers(f"{folder.name} fine", load_finelip(source), *tokenizer_and_processor(folder), length, device)
+
+
+def tokenizer_and_processor(folder: Path) -> tuple[PreTrainedTokenizerBase, Any]:
+    """The tokenizer and the image processor that lie in `folder`; CLIP's own, and None, where there are none."""
+    own = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    tokenizer = CLIPTokenizer.from_pretrained(folder) if own else load_tokenizer(clean=True)
     own = (folder / "preprocessor_config.json").is_file()
-    processor = CLIPImageProcessor.from_pretrained(folder) if own else None
-    return from_towers(folder.name, load_clip(source, **load), tokenizer, processor, length, device)
+    return tokenizer, CLIPImageProcessor.from_pretrained(folder) if own else None
 
 
 def from_open_clip(architecture: str, weights: str, device: str = "cpu") -> Encoder:

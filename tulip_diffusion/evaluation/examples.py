@@ -1,7 +1,7 @@
 """Retrieval examples as one picture: queries of both directions with what they found, right and wrong."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .datasets import RetrievalSet
 
+Score = Callable[[Tensor, Tensor], Tensor]
 POOL = 256  # queries of each direction among which examples are looked for
 TILE, GAP, LINE = 144, 8, 13
 TEXT_WIDTH, TEXT_LETTERS, TEXT_LINES = 380, 76, 11
@@ -17,21 +18,22 @@ RIGHT, WRONG, INK, PAPER = "#1a7f37", "#cf222e", "#1f2328", "white"
 
 
 def retrieval_examples(
-    data: RetrievalSet, images: Tensor, texts: Tensor, queries: int = 4, shown: int = 3
+    data: RetrievalSet, images: Tensor, texts: Tensor, score: Score | None = None, queries: int = 4, shown: int = 3
 ) -> Image.Image:
     """`queries` captions with the first images they find, then `queries` images with the first captions.
 
     Half of the queries are the first that find their match and half the first that do not, as far as there are both.
-    Green frames are right, red ones wrong. `images` and `texts` are the set's features, (n, dim).
+    Green frames are right, red ones wrong. `images` and `texts` are the set's features, compared by `score` (of a
+    block of images and a block of texts), by default by cosine.
     """
-    owner = torch.tensor(data.image_of_text)
+    owner, score = torch.tensor(data.image_of_text), score or cosine
     rows = []
-    found = best_matches(texts[:POOL], images, shown)
+    found = best_matches(score(images, texts[:POOL]).T, shown)
     for query in chosen(found[:, 0] == owner[:POOL], queries):
         match = [(int(image), bool(image == owner[query])) for image in found[query]]
         pictures = [framed(tile(data, image), right) for image, right in match]
         rows.append(beside([text_block(data.captions[query], INK), *pictures]))
-    found = best_matches(images[:POOL], texts, shown)
+    found = best_matches(score(images[:POOL], texts), shown)
     for query in chosen(owner[found[:, 0]] == torch.arange(len(found)), queries):
         match = [(int(text), bool(owner[text] == query)) for text in found[query]]
         blocks = [text_block(data.captions[text], RIGHT if right else WRONG) for text, right in match]
@@ -39,10 +41,13 @@ def retrieval_examples(
     return below(rows)
 
 
-def best_matches(queries: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """The `count` most similar candidates of every query by cosine, best first, (queries, count)."""
-    similarity = F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T
-    return similarity.topk(min(count, len(candidates)), dim=1).indices
+def cosine(images: Tensor, texts: Tensor) -> Tensor:
+    return F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+
+
+def best_matches(scores: Tensor, count: int) -> Tensor:
+    """The `count` best candidates of every query, best first, of (queries, candidates) scores."""
+    return scores.topk(min(count, scores.shape[1]), dim=1).indices
 
 
 def chosen(right: Tensor, count: int) -> list[int]:

@@ -10,14 +10,11 @@ figures are the scripts' own. Ties are common where captions differ only behind 
 
 *Scoring.* Anything else than the cosine, such as late interaction, is a function `score(images, texts)` of two blocks
 of features, (n, …) and (m, …), that returns (n, m); larger is more similar. The features may have any shape behind
-their first axis, FineLIP's for instance (n, 1 + tokens, dim) with the global vector first:
+their first axis and reach `score` as they are. FineLIP's are (n, slots + 1, dim), compared slot by slot:
 
-    def score(images, texts):
-        return 0.8 * images[:, 0] @ texts[:, 0].T + 0.2 * fine_score(images[:, 1:], texts[:, 1:])
+    from tulip_diffusion.models.finelip import fine_score
 
-    recall_at_k(image_features, text_features, image_of_text, score=score, block=(32, 256))
-
-The features then reach `score` as they are, and it normalises what it needs normalised.
+    recall_at_k(image_features, text_features, image_of_text, score=fine_score)
 """
 
 import argparse
@@ -32,12 +29,11 @@ from tqdm import tqdm
 
 from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
 from .embedding import Encoder, embed
-from .examples import retrieval_examples
+from .examples import Score, retrieval_examples
 from .plots import figure
 from .printed import PRINTED
 from .records import markdown, write_record
 
-Score = Callable[[Tensor, Tensor], Tensor]
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 KS = (1, 5, 10)
 
@@ -172,8 +168,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoders",
         nargs="+",
         default=["clip", "longclip", "tulip-paper", "tulip"],
-        help="encoders of the embedded family; CLIP checkpoint files, folders or Hub ids; or "
-        "open_clip:ARCHITECTURE:WEIGHTS",
+        help="encoders of the embedded family; CLIP checkpoint files, folders or Hub ids; "
+        "open_clip:ARCHITECTURE:WEIGHTS; finelip:FILE for FineLIP with its fine score",
     )
     parser.add_argument(
         "--data",
@@ -216,11 +212,11 @@ def run(options: argparse.Namespace, load: Callable[[str], Encoder]) -> None:
         encoder = load(source)
         for data in sets:
             images, texts = embed(encoder, data, options.cache, options.batch, progress=True)
-            figures = recall_at_k(images, texts, data.image_of_text, progress=len(images) > 5000)
+            figures = recall_at_k(images, texts, data.image_of_text, score=encoder.score, progress=len(images) > 5000)
             sizes = {"images": len(images), "texts": len(texts), "length": encoder.length}
             results[data.name][encoder.name] = {**figures, **sizes}
             print(f"{data.name}, {encoder.name}: {summary(figures)}", flush=True)
-            picture = retrieval_examples(data, images, texts)
+            picture = retrieval_examples(data, images, texts, encoder.score)
             picture.save(options.out / f"examples-{data.name}-{file_name(encoder.name)}.png")
     tables = "\n\n".join(f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items())
     print(f"\n{tables}")

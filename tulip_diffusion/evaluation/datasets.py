@@ -240,7 +240,7 @@ LAYOUTS: dict[str, Callable[[Path, Path | None], RetrievalSet]] = {
 
 
 def mixed_caption(rng: np.random.Generator) -> Caption:
-    """Sixteen things, each in long or in short wording: about 160 tokens."""
+    """Sixteen things, each in long or in short wording: about 165 tokens."""
     return write_caption(rng, random_scene(rng, PLACES), "mixed")
 
 
@@ -286,7 +286,7 @@ WORLD: dict[str, Callable[[int, int], list[Caption]]] = {
 def world_set(name: str, count: int, split: str = "evaluation") -> RetrievalSet:
     """`count` pictures with one caption each, always the same ones.
 
-    "world-long" has about 225 tokens a caption, "world-mixed" 160, "world-short" at most 77; "world-hard" and
+    "world-long" has about 230 tokens a caption, "world-mixed" 165, "world-short" at most 77; "world-hard" and
     "world-hard-early" are groups of captions that differ in one detail, see [`one_detail_apart`].
 
     Raises:

@@ -178,10 +178,9 @@ class FineLIPArguments(ContrastiveArguments, CaptionArguments):
     margin: float = option(0.2, "How far a pair's score must lie above a negative's.")
     negatives: Literal["sum", "hardest"] = option("sum", "Sum over all negatives, or the hardest alone.")
     slot_ratio: float = option(0.2, "Slots per image patch: 39 for B/16, 51 for L/14.")
-    competition: Literal["tokens", "slots"] = option(
-        "tokens", "The refinement's softmax: over tokens as published, or over slots, which keeps them apart."
+    initial_scale: float = option(
+        10.0, "Factor on the refinement's logits at the start; 1, as published, lets the slots collapse into one."
     )
-    initial_scale: float = option(1.0, "Factor on the refinement's logits at the start.")
-    slot_penalty: float = option(0.0, "Weight of the slots' mean squared cosine, which keeps them apart.")
+    slot_penalty: float = option(1.0, "Weight of the slots' mean squared cosine, which keeps them apart; 0 is off.")
     global_weight: float = option(0.0, "Weight of CLIP's contrastive loss of the global tokens, beside the triplets.")
     anchor_weight: float = option(0.0, "Weight of stage 1's per-token term, which keeps what SDXL reads; 0 is off.")

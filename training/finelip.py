@@ -190,7 +190,6 @@ def new_refinement(towers: ClipTowers, arguments: FineLIPArguments) -> FineLipMo
         projection_dim=image.projection_dim,
         slots=slots_for(patches, arguments.slot_ratio),
         hidden_dim=int(image.projection_dim * HIDDEN_SHARE),
-        competition=arguments.competition,
         initial_scale=arguments.initial_scale,
     )
     with torch.random.fork_rng():

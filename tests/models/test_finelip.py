@@ -12,7 +12,6 @@ from tulip_diffusion.models.finelip import (
     FineLipConfig,
     FineLipModel,
     ProjectedTokens,
-    TokenRefinement,
     fine_score,
     first_eos,
     late_interaction,
@@ -136,9 +135,8 @@ def test_refinement_is_the_published_formula():
     torch.testing.assert_close(module(tokens), expected)
 
 
-@pytest.mark.parametrize("competition", ["tokens", "slots"])
-def test_masked_tokens_change_nothing_and_weights_are_averages(competition):
-    module = TokenRefinement(refinement(competition=competition).config).eval()
+def test_masked_tokens_change_nothing_and_weights_are_averages():
+    module = refinement().text
     tokens = torch.randn(2, 6, 16)
     mask = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
     refined = module(tokens, mask)
@@ -218,10 +216,10 @@ def test_refined_tokens_are_unit_vectors_with_the_global_token_last():
 
 
 def test_saved_and_loaded_modules_are_the_same(tmp_path):
-    model = refinement(competition="slots")
+    model = refinement(initial_scale=3.0)
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path)
-    assert type(again) is FineLipModel and again.config.competition == "slots"
+    assert type(again) is FineLipModel and again.config.initial_scale == 3.0
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -5,6 +5,7 @@ into a few *slots*; the tower's global token (CLS, EOS) joins them unrefined. Im
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from .checkpoints import Source, TextEncoder, load_clip, load_image_encoder, loa
 from .layouts import unwrap
 from .text_encoder import CLIP_EOS_TOKEN_ID
 
+_recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # backward keeps no block
 NEGATIVE_SLOPE = 0.1
 FINE_WEIGHT = 0.2  # FineLIP*: 0.8 of the global cosine, 0.2 of the fine score
 FOLDER = "finelip"  # beside the text tower's files and the image tower's folder
@@ -62,12 +64,9 @@ class FineLipConfig(PreTrainedConfig):
             Refined tokens of an image and of a text, see [`slots_for`].
         hidden_dim (`int`, *optional*, defaults to 102):
             Width inside the refinement's MLP, a fifth of `projection_dim` in FineLIP.
-        competition (`str`, *optional*, defaults to `"tokens"`):
-            What the softmax of the refinement runs over: `"tokens"` as published, where each slot weighs the tokens
-            without regard to the others; `"slots"`, where slots compete for every token (slot attention,
-            arXiv:2006.15055).
         initial_scale (`float`, *optional*, defaults to 1.0):
-            The learned factor on the refinement's logits, at the start of training.
+            The learned factor on the refinement's logits, at the start of training. With the published 1 the softmax
+            is all but even, so that every slot starts, and stays, near the mean token.
     """
 
     model_type = "finelip"
@@ -75,13 +74,7 @@ class FineLipConfig(PreTrainedConfig):
     projection_dim: int = 512
     slots: int = 39
     hidden_dim: int = 102
-    competition: str = "tokens"
     initial_scale: float = 1.0
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        if self.competition not in ("tokens", "slots"):
-            raise ValueError(f"competition must be 'tokens' or 'slots', got {self.competition!r}.")
 
 
 class TokenRefinement(nn.Module):
@@ -89,7 +82,6 @@ class TokenRefinement(nn.Module):
 
     def __init__(self, config: FineLipConfig):
         super().__init__()
-        self.competition = config.competition
         self.norm = nn.LayerNorm(config.projection_dim)
         self.fc1 = nn.Linear(config.projection_dim, config.hidden_dim)
         self.fc2 = nn.Linear(config.hidden_dim, config.slots)
@@ -98,11 +90,9 @@ class TokenRefinement(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(rows, tokens, dim) to (rows, slots, dim); tokens whose `mask` (rows, tokens) is False have no weight."""
         logits = self.scale * self.fc2(F.gelu(self.fc1(self.norm(tokens)))).transpose(1, 2)  # (rows, slots, tokens)
-        seen = torch.ones_like(logits[:, :1], dtype=torch.bool) if mask is None else mask[:, None]
-        if self.competition == "tokens":
-            return logits.masked_fill(~seen, -torch.inf).softmax(dim=-1) @ tokens
-        share = logits.softmax(dim=1) * seen
-        return share / share.sum(dim=-1, keepdim=True).clamp(min=1e-6) @ tokens
+        if mask is not None:
+            logits = logits.masked_fill(~mask[:, None], -torch.inf)
+        return logits.softmax(dim=-1) @ tokens
 
 
 class ProjectedTokens(NamedTuple):
@@ -189,16 +179,10 @@ def late_interaction(images: Tensor, texts: Tensor, block: int = 64) -> Tensor:
     With S = LeakyReLU(T Vᵀ): the mean over a text's tokens of the largest S, plus the mean over the image's tokens of
     the largest S (FineLIP, section 3.3). Only `block` × `block` pairs' S exist at a time, in the backward pass too.
     """
-    rows = []
-    for some_images in images.split(block):
-        parts = [
-            checkpoint(_interaction, some_images, some_texts, use_reentrant=False)
-            if torch.is_grad_enabled()
-            # without a graph there is nothing to recompute
-            else _interaction(some_images, some_texts)
-            for some_texts in texts.split(block)
-        ]
-        rows.append(torch.cat(parts, dim=1))
+    rows = [
+        torch.cat([_recomputed(_interaction, some, others) for others in texts.split(block)], dim=1)
+        for some in images.split(block)
+    ]
     return torch.cat(rows)
 
 

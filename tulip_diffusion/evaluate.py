@@ -19,7 +19,7 @@ from .evaluation import attention, embedding, fidelity, generation, positions, r
 from .evaluation.plan import ENCODERS as EVALUATED
 from .evaluation.plan import SIZES
 from .evaluation.plan import evaluations as planned
-from .evaluation.provenance import command_line, read_provenance, write_provenance
+from .evaluation.provenance import command_line, commit, read_provenance, write_provenance
 from .evaluation.readers import Reader
 from .evaluation.report import write_report
 from .generate import best_device
@@ -124,6 +124,7 @@ def add(subparsers: Any, name: str, module: ModuleType, run: Run, summary: str, 
     parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
 
     def recorded(options: argparse.Namespace) -> None:
+        commit()  # of the code that runs, whatever is committed meanwhile
         start = time.perf_counter()
         run(options)
         write_provenance(parser, options, time.perf_counter() - start)

@@ -1,6 +1,7 @@
 """Where a figure comes from: provenance.json beside it, with the command, the commit, the first seed and the time."""
 
 import argparse
+import functools
 import json
 import shlex
 import subprocess
@@ -28,8 +29,12 @@ def command_line(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     return shlex.join(words)
 
 
+@functools.cache
 def commit() -> str:
-    """The checkout's commit, "+ changes" behind it where files differ; without a checkout the package's version."""
+    """The checkout's commit, "+ changes" behind it where files differ; without a checkout the package's version.
+
+    Read once: what counts is the code that was imported, so ask before a long run.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:

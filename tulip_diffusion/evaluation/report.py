@@ -13,7 +13,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from PIL import Image
+
 from .generation import Share, table
+from .plan import evaluations
 from .provenance import FILE, read_provenance
 from .records import write_whole
 
@@ -41,6 +44,7 @@ TITLES = {
     "fidelity": ("How closely encoders say what CLIP says", "In what retrieval reads and in what SDXL reads."),
     "attention": ("Attention of the pooled state", "Where the EOS query looks in the last block."),
     "relevance": ("Relevance of a caption's windows", "Similarity of the image with windows of its long caption."),
+    "ablation": ("What one choice is worth", "Encoders trained with one thing varied, judged on the same texts."),
 }
 SHARES = {  # records that come without tables: which of their bins to set as tables
     "generation": {"position": "by token position", "distance": "references, by token distance"},
@@ -69,7 +73,7 @@ class Section:
 
 
 def sections(folder: Path) -> list[Section]:
-    """One section for each JSON record below `folder`, in the order of `TITLES`.
+    """One section for each JSON record below `folder`, in the order of `TITLES` and of the plan.
 
     Raises:
         FileNotFoundError: there is none.
@@ -77,8 +81,9 @@ def sections(folder: Path) -> list[Section]:
     found = [section for file in sorted(folder.rglob("*.json")) for section in section_of(file, folder)]
     if not found:
         raise FileNotFoundError(f"{folder} holds no results. Run an evaluation with its --out below it first.")
-    order = [*TITLES, *sorted({section.name for section in found} - set(TITLES))]
-    return sorted(found, key=lambda section: order.index(section.name))  # stable: folders stay sorted
+    names = [*TITLES, *sorted({section.name for section in found} - set(TITLES))]
+    folders = [*evaluations("standard", ["clip"]), *(section.label for section in found)]
+    return sorted(found, key=lambda section: (names.index(section.name), folders.index(section.label)))
 
 
 def section_of(file: Path, root: Path) -> Iterator[Section]:
@@ -113,7 +118,7 @@ def origin(section: Section) -> dict[str, str]:
     """Command, commit and seed of a section, as far as they are known."""
     command = section.provenance.get("command") or json.dumps(section.record["command"], default=str)
     known = {"command": command, "commit": section.provenance.get("commit"), "seed": section.provenance.get("seed")}
-    return {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in known.items() if value}
+    return {name: str(value) for name, value in known.items() if value is not None}
 
 
 def markdown_report(found: Sequence[Section]) -> str:
@@ -157,23 +162,29 @@ def section_html(section: Section) -> str:
     rows = "".join(
         f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in origin(section).items()
     )
+    names = list(section.record["results"])
     plots = [file for file in section.pictures if not file.name.startswith("examples-")]
     examples = [file for file in section.pictures if file not in plots]
-    folded = f"<details><summary>Examples</summary>{pictures_html(examples)}</details>" if examples else ""
+    folded = f"<details><summary>Examples</summary>{pictures_html(examples, names)}</details>" if examples else ""
     record = html.escape(json.dumps(section.record, indent=1))
     return (
-        f"<section><h3>{html.escape(section.label)}</h3>{tables}{pictures_html(plots)}{folded}"
+        f"<section><h3>{html.escape(section.label)}</h3>{tables}{pictures_html(plots, names)}{folded}"
         f"<dl>{rows}</dl><details><summary>Record (JSON)</summary><pre>{record}</pre></details></section>"
     )
 
 
-def pictures_html(files: Sequence[Path]) -> str:
+def pictures_html(files: Sequence[Path], rows: Sequence[str]) -> str:
+    """The files as figures; `rows` are the encoders of a contact sheet's rows."""
     figures = []
     for file in files:
         data = base64.b64encode(file.read_bytes()).decode()
         name = html.escape(file.stem.replace("_", " "))
+        if file.stem == "contact_sheet":
+            name += html.escape(f": what prompts describe, then {', '.join(rows)}")
+        width, height = Image.open(file).size
+        shape = ' class="wide"' if width > 1.9 * height else ""
         picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
-        figures.append(f"<figure>{picture}<figcaption>{name}</figcaption></figure>")
+        figures.append(f"<figure{shape}>{picture}<figcaption>{name}</figcaption></figure>")
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
@@ -207,10 +218,11 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .table { overflow-x: auto; margin: 0 0 1.25rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .8rem; text-align: right; white-space: nowrap; }
+th { vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; } td em { color: var(--quiet); }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 100%; }
 img { background: #fff; border-radius: .4rem; display: block; height: auto; max-width: 100%; }
-figure img { max-width: min(100%, 60rem); }
+figure img { max-width: min(100%, 32rem); } figure.wide img { max-width: min(100%, 66rem); }
 figcaption, dl, summary { color: var(--quiet); font-size: .85rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; margin: 1rem 0 .5rem; }
 dd { margin: 0; }

@@ -228,9 +228,10 @@ class Ablation:
         stage = Expansion(towers, student, tokenizer, self.pairs, settings)
         if variant.rotations == "own":
             for config in (student.config, student.text_model.config):
+                assert config.rope_parameters is not None  # stage 2 has set them
                 config.rope_parameters = {**config.rope_parameters, "length": window}
         run_stage(stage, settings, accelerator)
-        return Reader(ClipTowers(student.eval(), towers.image_encoder.eval(), None), tokenizer)
+        return Reader(ClipTowers(student.eval(), stage.image.eval(), None), tokenizer)
 
     def measure(self, reader: Reader) -> dict[str, Any]:
         """Retrieval in both directions on every set, and fidelity to CLIP at 77 tokens."""
@@ -240,10 +241,10 @@ class Ablation:
             texts = reader.embed_texts([caption.text for caption in captions])
             figures[name] = recall_at_k(images, texts, range(len(captions)), ks=(1, 5))
         clip = self.read_clip()
-        texts = [caption.text for caption in self.sets["short"]]
-        pad_id = clip.tokenizer.pad_token_id
-        student = reader.towers.text_encoder.to(clip.towers.text_encoder.device)
-        return {**figures, "fidelity": fidelity(student, clip.towers.text_encoder, clip.tokenizer, texts, pad_id)}
+        short = [caption.text for caption in self.sets["short"]]
+        student, teacher = reader.towers.text_encoder, clip.towers.text_encoder
+        kept = fidelity(student, teacher, clip.tokenizer, short, clip.tokenizer.pad_token_id)
+        return {**figures, "fidelity": kept}
 
     def result(self, variant: Variant) -> dict[str, Any]:
         """The variant's figures, from disk where they are."""
@@ -277,9 +278,8 @@ def table(results: dict[str, Any], count: int) -> str:
         [name, *(result[of][f"{way}_R@1"] for of in SETS for way in ("i2t", "t2i")), *result["fidelity"].values()]
         for name, result in results.items()
     ]
-    title = (
-        f"R@1 among {count} (95 % interval: ± {1.96 * 0.5 / count**0.5:.3f} or less), fidelity to CLIP at 77 tokens"
-    )
+    error = 1.96 * 0.5 / count**0.5
+    title = f"R@1 among {count} pairs (95 % interval ± {error:.3f} or less), fidelity to CLIP at 77 tokens"
     return f"{title}\n\n{markdown(header, rows)}"
 
 

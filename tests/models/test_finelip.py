@@ -277,6 +277,14 @@ def test_what_a_published_checkpoint_lacks_is_named_in_one_sentence(lost, named)
     assert "\n" not in str(error.value)
 
 
+def test_refinement_modules_of_different_sizes_are_refused_in_one_sentence():
+    state = published_state()
+    state |= {"cap_aggr_net.w.3.weight": torch.zeros(5, 6), "cap_aggr_net.w.3.bias": torch.zeros(5)}
+    with pytest.raises(ValueError, match="do not fit each other: size mismatch for fc2") as error:
+        load_finelip(state)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_that_is_no_finelip_says_what_it_lacks(tmp_path):
     tower().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is no FineLIP; it lacks image_encoder, finelip"):

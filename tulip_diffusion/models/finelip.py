@@ -273,7 +273,8 @@ def load_finelip(source: Source, **config: Any) -> FineLip:
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"aggr_net and cap_aggr_net do not fit each other: {error}") from error
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"aggr_net and cap_aggr_net do not fit each other: {reason}") from error
     return FineLip(towers.text_encoder, towers.image_encoder, refinement)
 
 

@@ -23,7 +23,7 @@ from .evaluation.provenance import command_line, commit, read_provenance, write_
 from .evaluation.readers import Reader
 from .evaluation.report import write_report
 from .generate import best_device
-from .training import ablations
+from .training import ablations, finelip_ablation
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -111,6 +111,15 @@ def register(subparsers: Any) -> None:
         "Train TULIP from the embedded family's CLIP with one thing varied, stage 1 alone and both stages, and judge "
         "every variant on the same texts. A variant whose result is there is not run again. Writes ablation.json, a "
         "table and a plot.",
+    )
+    add(
+        subparsers,
+        "finelip",
+        finelip_ablation,
+        lambda options: finelip_ablation.run(options, readers(options)),
+        "what each part of FineLIP adds: trains and judges every one",
+        "Train FineLIP from the embedded family's CLIP and from its TULIP, comparing global tokens, refined tokens or "
+        "each refined token, and judge them by R@1 beside stretched CLIP. Writes finelip.json and a table.",
     )
     register_all(subparsers)
     register_report(subparsers)

@@ -22,7 +22,7 @@ from tulip_diffusion.scenes.render import render_array
 SHARE = {"right": 0.9375, "low": 0.9, "high": 0.96, "details": 64}
 
 
-APART = {"all", "report", "ablation"}  # ablations train models, so they are no part of `all`
+APART = {"all", "report", "ablation", "finelip"}  # ablations train models, so they are no part of `all`
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ TITLES = {
     "attention": ("Attention of the pooled state", "Where the EOS query looks in the last block."),
     "relevance": ("Relevance of a caption's windows", "Similarity of the image with windows of its long caption."),
     "ablation": ("What one choice is worth", "Encoders trained with one thing varied, judged on the same texts."),
+    "finelip": ("What each part of FineLIP adds", "Stretched CLIP and TULIP, trained and ranked by each score."),
 }
 SHARES = {  # records that come without tables: which of their bins to set as tables
     "generation": {"position": "by token position", "distance": "references, by token distance"},

@@ -21,7 +21,7 @@ from .unet import build_scheduler
 
 
 def export_encoder(first: Path, second: Path, target: Path) -> None:
-    """One pair of text encoders, in the forms that SDXL's two slots take."""
+    """One pair of text encoders, in the forms that SDXL's two slots take, and the second one's own image tower."""
     tulip = AutoConfig.from_pretrained(first).model_type == TulipTextConfig.model_type
     models = (TulipTextModel, TulipTextModelWithProjection) if tulip else (CLIPTextModel, CLIPTextModelWithProjection)
     for model_class, source, slot in zip(models, (first, second), ("text_encoder", "text_encoder_2"), strict=True):
@@ -29,6 +29,18 @@ def export_encoder(first: Path, second: Path, target: Path) -> None:
         if config.model_type == "clip":  # a whole CLIP: the text tower's own config has the projection's width
             config = CLIPTextModelWithProjection(config.text_config).config
         model_class.from_pretrained(source, config=config, dtype=torch.float16).save_pretrained(target / slot)
+    tuned = second / "image_encoder"
+    if tuned.is_dir():
+        vision = CLIPVisionModelWithProjection.from_pretrained(tuned, dtype=torch.float16)
+        vision.save_pretrained(target / "image_encoder_2")
+
+
+def image_tower(folder: Path) -> CLIPVisionModelWithProjection:
+    """The image half of a whole CLIP. The first slot's is left out: as in SDXL, its text tower has no projection."""
+    clip = CLIPModel.from_pretrained(folder)
+    vision = CLIPVisionModelWithProjection(clip.config.vision_config)
+    vision.load_state_dict({name: weight for name, weight in clip.state_dict().items() if name.startswith("vis")})
+    return vision
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,16 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     for tower, suffix in (("l", ""), ("g", "_2")):
         source = folder / f"clip-{tower}"
         CLIPTokenizer.from_pretrained(source).save_pretrained(out / f"tokenizer{suffix}")
-        vision = CLIPVisionModelWithProjection(CLIPModel.from_pretrained(source).config.vision_config)
-        vision.load_state_dict(
-            {k: v for k, v in CLIPModel.from_pretrained(source).state_dict().items() if k.startswith("vis")}
-        )
-        vision.half().save_pretrained(out / f"image_encoder{suffix}")
         heads = {k.removeprefix("text_heads."): v.half() for k, v in load_file(source / "heads.safetensors").items()}
         (out / "read_out").mkdir(exist_ok=True)
         save_file(
             {k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{tower}.safetensors"
         )
+    image_tower(folder / "clip-g").half().save_pretrained(out / "image_encoder_2")
     for name in ("clip", "longclip", "clip-finetuned", "tulip-paper", "tulip"):
         first, second = folder / f"{name}-l", folder / f"{name}-g"
         if first.is_dir() and second.is_dir():

@@ -30,16 +30,16 @@ part captions --out "$FOLDER/captions" --count 20000
 for tower in l g; do
     pad=$([ "$tower" = l ] && echo eos || echo zero)
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
-        --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 20
+        --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 10
         --weight_decay 0.01 --save_every 50 --resume auto --seed "$SEED")
     sdxl=(--pad "$pad")
-    pairs=(--steps 100 --batch_size 64 --learning_rate 1e-4)
+    pairs=(--steps 60 --batch_size 64 --learning_rate 2e-4)
     # Ours: states and references distilled to 520 tokens; then contrast, which must not undo them.
     part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
     tulip-diffusion train expand "${common[@]}" "${pairs[@]}" "${sdxl[@]}" --student "$FOLDER/tulip-stage1-$tower" --ntk_alpha 0 \
         --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
     # As published: the pooled state alone, then NTK and contrast.
-    tulip-diffusion train distill "${common[@]}" "${sdxl[@]}" --objective paper --steps 250 --batch_size 128 \
+    tulip-diffusion train distill "${common[@]}" "${sdxl[@]}" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"
     tulip-diffusion train expand "${common[@]}" "${pairs[@]}" "${sdxl[@]}" --student "$FOLDER/tulip-paper-stage1-$tower" \
         --anchor_weight 0 --output_dir "$FOLDER/tulip-paper-$tower"

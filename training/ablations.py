@@ -40,7 +40,7 @@ from .loop import build_accelerator, run_stage
 FIRST_SEED = SPLITS["train"] + 700_000_000  # away from the scenes that the family was trained on
 INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))  # CLIP's: the family ships none
 LENGTH = 248
-SETS = ("short", "long", "hard", "500")
+SETS = ("short", "long", "hard", "500 tokens")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def held_out(count: int, split: str) -> dict[str, list[Caption]]:
     """What every variant is judged on, by the names of `SETS`."""
     first = SPLITS[split]
     sets = {name: WORLD[f"world-{name}"](first, count) for name in ("short", "long", "hard")}
-    return {**sets, "500": prompts_of("500", count, split)}
+    return {**sets, "500 tokens": prompts_of("500", count, split)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -290,11 +290,11 @@ def draw(results: dict[str, Any], out: Path) -> None:
         retrieval, kept = panels[0]
         for of in SETS:
             heights = [(result[of]["i2t_R@1"] + result[of]["t2i_R@1"]) / 2 for result in results.values()]
-            retrieval.plot(names, heights, marker="o", label=f"{of} captions")
+            retrieval.plot(names, heights, marker="o", label=of)
         for what in ("pooled_cosine", "penultimate_cosine"):
             heights = [result["fidelity"][what] for result in results.values()]
             kept.plot(names, heights, marker="o", label=what.replace("_", " "))
-        retrieval.set(ylabel="R@1, mean of both directions", ylim=(0, 1.02))
+        retrieval.set(ylabel="R@1, mean of both directions, by captions", ylim=(0, 1.02))
         kept.set(ylabel="fidelity to CLIP at 77 tokens")
         for axes in (retrieval, kept):
             axes.tick_params(axis="x", labelrotation=45)

@@ -121,19 +121,22 @@ def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
     """The command. `read` opens an encoder's towers by its name or source."""
     texts = texts_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    results, example = {}, {}
-    for name in options.encoders:
-        reader = read(name)
-        results[name] = measure(reader, texts, name)
-        example[name] = eos_attention(reader, texts[0])
-    columns = list(dict.fromkeys(key for result in results.values() for key in result if key != "position"))
+    opened = {name: read(name) for name in options.encoders}  # a missing one is told at once
+    results: dict[str, Any] = {}
+    for name, reader in opened.items():
+        tokens, attention = eos_attention(reader, texts[0])
+        example: dict[str, Any] = {"words": [token.removesuffix("</w>") for token in tokens[1:-1]]}
+        example["attention"] = words_of(attention).mean(dim=0).tolist()
+        results[name] = {**measure(reader, texts, name), "example": example}
+    figures = [key for result in results.values() for key in result if key not in ("position", "example")]
+    columns = list(dict.fromkeys(figures))
     rows = [[name, *map(result.get, columns)] for name, result in results.items()]
     title = "Attention of EOS in the last block; entropy in nats, places as multiples of an even spread"
     table = f"{title}\n\n{markdown(['', *columns], rows)}"
     write_record("attention", options, results, table)
     print(table)
     draw_curves(results, options.out / "attention.png")
-    draw_words(example, options.out / "attention_words.png")
+    draw_words(results, options.out / "attention_words.png")
 
 
 def draw_curves(results: dict[str, Any], out: Path) -> None:
@@ -147,15 +150,13 @@ def draw_curves(results: dict[str, Any], out: Path) -> None:
         axes.legend(frameon=False)
 
 
-def draw_words(example: dict[str, tuple[list[str], Tensor]], out: Path) -> None:
+def draw_words(results: dict[str, Any], out: Path) -> None:
     """The first caption word by word, one panel an encoder; the darkest word has the most attention of its panel."""
-    with figure(out, rows=len(example), size=(6.5, 2.6)) as panels:
-        for axes, (name, (tokens, attention)) in zip(panels[:, 0], example.items(), strict=True):
-            words = words_of(attention).mean(dim=0)
-            shades = (words / words.max()).tolist()
-            spelt = [token.removesuffix("</w>") for token in tokens[1:-1]]
-            effective = entropy(words).exp().item()
-            shaded_words(axes, spelt, shades, f"{name}: spread over {effective:.0f} of {len(words)} tokens")
+    with figure(out, rows=len(results), size=(6.5, 2.6)) as panels:
+        for axes, (name, result) in zip(panels[:, 0], results.items(), strict=True):
+            attention = torch.tensor(result["example"]["attention"])
+            title = f"{name}: spread over {entropy(attention).exp():.0f} of {len(attention)} tokens"
+            shaded_words(axes, result["example"]["words"], (attention / attention.max()).tolist(), title)
         bottom = min(axes.get_ylim()[0] for axes in panels[:, 0])
         for axes in panels[:, 0]:
             axes.set_ylim(bottom, 1)

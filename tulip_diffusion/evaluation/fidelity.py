@@ -203,6 +203,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, load: Callable[[str], Any]) -> None:
     """The command. `load` makes a pipeline out of an encoder's name."""
+    pipelines = {encoder: quiet(load(encoder)) for encoder in options.encoders}  # a missing one is told at once
     teacher = quiet(load(options.teacher))
     short = prompts_of("short", options.count, options.split)
     drawn, reference = short[: options.pictures], None
@@ -214,8 +215,7 @@ def run(options: argparse.Namespace, load: Callable[[str], Any]) -> None:
     far = {name: prompts_of(name, options.count, options.split) for name in options.prompts}
     windows = {name: far_fidelity(teacher, teacher, captions, "windows") for name, captions in far.items()}
     results[f"{options.teacher}, windows"] = {"near": {}, "far": windows, "pictures": None}
-    for encoder in options.encoders:
-        pipeline = quiet(load(encoder))
+    for encoder, pipeline in pipelines.items():
         pictures = draw_captions(pipeline, drawn, options.steps, options.guidance) if drawn else None
         results[encoder] = {
             "near": near_fidelity(pipeline, teacher, [caption.text for caption in short]),

@@ -52,12 +52,13 @@ def needles_of(tokens: int, options: argparse.Namespace) -> list[Needle]:
 def run(options: argparse.Namespace, read: Callable[[str], Reader], load: Callable[[str], Any]) -> None:
     """The command. `read` opens an encoder's towers by its name or source, `load` its pipeline."""
     results: dict[str, Figures] = {}
-    for name in options.encoders:
+    opened = {name: read(name) for name in options.encoders}  # a missing one is told at once
+    pipelines = {name: load(name) for name in options.encoders if options.tail}
+    for name, reader in opened.items():
         own: Figures = {"needle": {}, "negatives": {}, "tail": {}}
         results[name] = own
         if options.tail:
-            own["tail"] = tail_sensitivity(load(name), options.tail, options.tail_tokens, options.split)
-        reader = read(name)
+            own["tail"] = tail_sensitivity(pipelines[name], options.tail, options.tail_tokens, options.split)
         for tokens in options.tokens:
             needles = needles_of(tokens, options)
             own["needle"][str(tokens)] = find_needles(reader, needles, options.slots, f"{name}, {tokens} tokens")

@@ -105,8 +105,8 @@ def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     grid = list(product(options.windows, options.strides))
     results: dict[str, dict[str, Any]] = {}
-    for name in options.encoders:
-        reader = read(name)
+    opened = {name: read(name) for name in options.encoders}  # a missing one is told at once
+    for name, reader in opened.items():
         ids, embeds = reader.tokenize(texts), reader.embed_images(images)
         results[name] = {
             f"{window}/{stride}": relevance(reader, ids, embeds, window, stride)

@@ -65,7 +65,7 @@ def from_towers(
     if towers.image_encoder is None:
         raise ValueError(f"{name} has no image tower, so there is nothing to retrieve. Name a whole CLIP.")
     parts = [part.to(device).eval() for part in towers if isinstance(part, nn.Module)]
-    size = towers.image_encoder.config.image_size
+    size, dtype = towers.image_encoder.config.image_size, towers.image_encoder.dtype
     processor = processor or CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size)
     length = length or text_length(towers.text_encoder.config)
     read = functions_of(towers)
@@ -73,7 +73,7 @@ def from_towers(
     @torch.no_grad()
     def encode_images(pictures: list[Image.Image]) -> Tensor:
         pixels = processor(pictures, return_tensors="pt").pixel_values
-        return read.images(pixels.to(device, towers.image_encoder.dtype)).float().cpu()
+        return read.images(pixels.to(device, dtype)).float().cpu()
 
     @torch.no_grad()
     def encode_texts(texts: list[str]) -> Tensor:

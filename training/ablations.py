@@ -9,7 +9,7 @@ differences between variants count, not the figures themselves.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,63 +36,13 @@ from .config import DistillArguments, ExpandArguments
 from .distill import distill
 from .expand import Expansion, expand_positions
 from .loop import build_accelerator, run_stage
+from .variants import ABLATIONS, Variant
 
 FIRST_SEED = SPLITS["train"] + 700_000_000  # away from the scenes that the family was trained on
 INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))  # CLIP's: the family ships none
 LENGTH = 248
+AT_ONCE = 4 * 1000**2  # pairs × tokens²
 SETS = ("short", "long", "hard", "500 tokens")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of an ablation: stage 1's arguments that differ, and stage 2's, None for stage 1 alone.
-
-    `rotations` is "" for stage 2's own; "test" stretches those of a stage-1 student without training; "own" scales
-    them by each text's own length in stage 2 rather than by the longest.
-    """
-
-    name: str
-    stage1: dict[str, Any] = field(default_factory=dict)
-    stage2: dict[str, Any] | None = None
-    rotations: str = ""
-
-
-def both(name: str, stage1: dict[str, Any], **stage2: Any) -> tuple[Variant, Variant]:
-    """The row of both stages, and that of stage 1 alone."""
-    return Variant(f"{name}, stage 1 only", stage1), Variant(name, stage1, stage2)
-
-
-PAPER = {"objective": "paper"}
-COPE = {**PAPER, "position_encoding": "cope"}
-ABLATIONS: dict[str, tuple[Variant, ...]] = {
-    "positions": (*both("RoPE", PAPER), *both("CoPE", COPE)),
-    "loss": (
-        *both("cosine", PAPER),
-        *both("L2", {**PAPER, "pooled_loss": "l2"}),
-        *both("MSE", {**PAPER, "pooled_loss": "mse"}),
-        *both("ours", {"objective": "default"}, anchor_weight=1.0),
-    ),
-    "length": (
-        Variant("stage 1 only", PAPER),
-        *(Variant(str(n), PAPER, {"length": n, "train": "text"}) for n in (77, 154, 231, 308, 500, 1000)),
-    ),
-    "lambda": (
-        Variant("stage 1 only", PAPER),
-        *(Variant(f"{weight:g}", PAPER, {"short_weight": weight}) for weight in (0.0, 0.1, 0.2, 0.5, 0.8, 1.0)),
-    ),
-    "ntk": (
-        Variant("plain, stage 1 only", PAPER),
-        Variant("alpha 8, stage 1 only", PAPER, rotations="test"),
-        *(Variant(f"alpha {a:g}" if a else "plain", PAPER, {"ntk_alpha": a}) for a in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)),
-        Variant("alpha 8, each text's own length", PAPER, {"ntk_alpha": 8.0}, rotations="own"),
-    ),
-    "short": (
-        Variant("stage 1 only", PAPER),
-        Variant("first sentence", PAPER, {"short_captions": "first-sentence"}),
-        Variant("random subset", PAPER, {"short_captions": "random-subset"}),
-        Variant("none", PAPER, {"short_weight": 0.0}),
-    ),
-}
 
 
 class WorldPairs(CaptionData):
@@ -111,6 +61,12 @@ def mixed_caption(rng: np.random.Generator) -> Caption:
     if kind < 0.7:
         return full_caption(rng)
     return write_caption(rng, random_scene(rng, PLACES), tokens=int(rng.integers(300, 1000)))
+
+
+def pairs_at_once(batch: int, length: int) -> int:
+    """The most pairs, a divisor of `batch`, whose attention takes no more memory than `AT_ONCE`; 1 at least."""
+    divisors = [count for count in range(1, batch + 1) if batch % count == 0]
+    return max([1, *(count for count in divisors if count * length**2 <= AT_ONCE)])
 
 
 def training_pairs(count: int, seed: int) -> WorldPairs:
@@ -222,6 +178,7 @@ class Ablation:
             return Reader(towers._replace(text_encoder=student), tokenizer)
         arguments = {"length": LENGTH, "anchor_weight": 0.0, **variant.stage2}
         folder = self.options.work / f"{self.options.name}-{file_name(variant)}"
+        arguments["chunk_size"] = pairs_at_once(self.options.batch, arguments["length"])  # changes no result
         settings = ExpandArguments(**self.common("stage2", folder), **arguments)
         accelerator = build_accelerator(settings)
         towers = towers._replace(logit_scale=INITIAL_LOGIT_SCALE)

@@ -12,8 +12,17 @@ from tulip_diffusion.evaluation.readers import Reader
 from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.scenes.render import render
 from tulip_diffusion.training import ablations
-from tulip_diffusion.training.ablations import ABLATIONS, Ablation, both, file_name, held_out, run, training_pairs
+from tulip_diffusion.training.ablations import (
+    ABLATIONS,
+    Ablation,
+    file_name,
+    held_out,
+    pairs_at_once,
+    run,
+    training_pairs,
+)
 from tulip_diffusion.training.config import DistillArguments, ExpandArguments
+from tulip_diffusion.training.variants import COPE, PAPER, both
 
 
 @pytest.fixture
@@ -44,6 +53,11 @@ def test_every_variant_of_every_ablation_is_one_that_the_stages_accept():
             ExpandArguments(output_dir="x", **(variant.stage2 or {}))
 
 
+def test_long_texts_are_trained_a_few_at_a_time():
+    assert [pairs_at_once(64, length) for length in (77, 248, 308, 500, 1000)] == [64, 64, 32, 16, 4]
+    assert pairs_at_once(6, 450) == 6 and pairs_at_once(6, 10_000) == 1
+
+
 def test_training_pairs_show_what_they_say_and_none_of_them_is_judged():
     pairs = training_pairs(12, seed=0)
     assert isinstance(pairs, CaptionData)
@@ -57,7 +71,7 @@ def test_training_pairs_show_what_they_say_and_none_of_them_is_judged():
 
 
 def test_an_ablation_trains_judges_writes_and_is_not_run_twice(options, read_clip, monkeypatch, capsys):
-    short = {"positions": (*both("RoPE", ablations.PAPER), *both("CoPE", ablations.COPE))}
+    short = {"positions": (*both("RoPE", PAPER), *both("CoPE", COPE))}
     monkeypatch.setattr(ablations, "ABLATIONS", short)
     chosen = options("positions")
     run(chosen, read_clip)

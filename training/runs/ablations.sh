@@ -4,9 +4,9 @@
 #
 #   training/runs/ablations.sh                         # SIZE=long for ten times the steps, ASSETS=… for another family
 #
-# ESTIMATED cost on one CPU core, from measured steps of 64 captions (stage 1 about 0.7 s at 77 tokens; stage 2 about
-# 1.8 s at 248): 3 minutes for each stage 1 and each stage 2, several times that with 1,000 tokens, with CoPE and with
-# the objective of our own; some 3 hours for all six. The variants' order of cost is that of the list below.
+# ESTIMATED cost on one CPU core, from measured steps of 64 captions: stage 1 takes 0.7 s a step, stage 2 about 2.2 s at
+# 248 tokens, 6 s at 500, 9 s at 1,000, 12 s with CoPE; our objective 1.4 s and 3.2 s; judging a row half a minute. That
+# is a quarter of an hour for the first below, half an hour for each of the others, some 3 hours for all six.
 #
 # With DATA on real pairs, RoPE or CoPE, cosine, L2 or MSE, and text lengths 77 to 308 with a frozen image tower:
 #

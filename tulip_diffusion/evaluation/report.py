@@ -221,9 +221,9 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .8rem; text-align: right; white-space: nowrap; }
 th { vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; } td em { color: var(--quiet); }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 100%; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: min(100%, 32rem); }
 img { background: #fff; border-radius: .4rem; display: block; height: auto; max-width: 100%; }
-figure img { max-width: min(100%, 32rem); } figure.wide img { max-width: min(100%, 66rem); }
+figure.wide { max-width: 100%; }
 figcaption, dl, summary { color: var(--quiet); font-size: .85rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; margin: 1rem 0 .5rem; }
 dd { margin: 0; }

@@ -19,7 +19,9 @@ ENCODERS = {
     "tulip": "RoPE in both slots, distilled on pooled and penultimate states",
     "tulip-l": "that in the first slot alone, as the paper swaps it; the second keeps CLIP, in windows",
     "clip": "the towers that the UNet was trained with: 77 tokens, the rest is cut off",
+    "clip-windows": "the same towers, a long prompt in windows of whole sentences",
     "longclip": "the towers with stretched positions, trained as Long-CLIP",
+    "finelip": "the towers with stretched positions, trained as FineLIP: refined tokens aligned one by one",
     "clip-finetuned": "the towers with stretched positions, trained by plain contrast",
     "tulip-paper": "RoPE in both slots, distilled on the pooled state alone as published, then expanded",
 }
@@ -55,7 +57,8 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
         unet=UNet2DConditionModel.from_pretrained(root / "unet", **exact),
         scheduler=DDIMScheduler.from_pretrained(root / "scheduler"),
         add_watermarker=False,
-        overflow="windows" if one or two else "truncate",  # a baseline shows what its own positions hold
+        # A baseline shows what its own positions hold.
+        overflow="windows" if one or two or encoder == "clip-windows" else "truncate",
     )
 
 
@@ -100,6 +103,8 @@ def slots_of(folder: Path, encoder: str) -> tuple[Path, Path]:
     """Folders of the encoders in both slots."""
     if encoder == "tulip-l":
         return folder / "tulip" / "text_encoder", folder / "clip" / "text_encoder_2"
+    if encoder == "clip-windows":
+        encoder = "clip"
     return folder / encoder / "text_encoder", folder / encoder / "text_encoder_2"
 
 

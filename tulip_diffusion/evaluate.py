@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from .embedded import ASSETS, ENCODERS, load_embedded_pipeline, load_embedded_towers
+from .embedded import ASSETS, ENCODERS, load_embedded_pipeline, load_embedded_towers, slots_of
 from .evaluation import attention, embedding, fidelity, generation, positions, reading, relevance, retrieval, strips
 from .evaluation.plan import ENCODERS as EVALUATED
 from .evaluation.plan import SIZES
@@ -149,7 +149,7 @@ def register_all(subparsers: Any) -> None:
         "already there from the same command is kept, so an interrupted run goes on where it stopped.",
     )
     parser.add_argument("--size", choices=SIZES, default="standard", help="how many prompts (default standard)")
-    parser.add_argument("--encoders", nargs="+", help=f"of the family (default: of {', '.join(EVALUATED)} all there)")
+    parser.add_argument("--encoders", nargs="+", choices=EVALUATED, help="of the family (default: all that are there)")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
     parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
     parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder for all results")
@@ -158,7 +158,8 @@ def register_all(subparsers: Any) -> None:
 
 
 def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentParser]) -> None:
-    there = [name for name in EVALUATED if (options.assets / "encoders" / name).is_dir()]
+    root = options.assets / "encoders"
+    there = [name for name in EVALUATED if all(slot.is_dir() for slot in slots_of(root, name))]
     shared = ["--assets", str(options.assets), *(["--device", options.device] if options.device else [])]
     for folder, (name, *line) in planned(options.size, options.encoders or there or list(EVALUATED)).items():
         one = parsers[name].parse_args([*line, *shared, "--out", str(options.out / folder)])
@@ -211,8 +212,14 @@ def encoders(options: argparse.Namespace) -> Callable[[str], embedding.Encoder]:
         if source in ENCODERS:
             from transformers import CLIPTokenizer
 
-            towers = load_embedded_towers(source, options.assets)
+            from .models.finelip import FineLip, FineLipModel
+
+            towers: Any = load_embedded_towers(source, options.assets)
             tokenizer = CLIPTokenizer.from_pretrained(options.assets / "tokenizer_2")
+            fine = options.assets / "encoders" / source / "finelip_2"
+            if fine.is_dir():
+                refinement = FineLipModel.from_pretrained(fine).float()
+                towers = FineLip(towers.text_encoder, towers.image_encoder, refinement)
             return embedding.from_towers(source, towers, tokenizer, length=options.length, device=device)
         if source.startswith("open_clip:"):
             _, architecture, weights = source.split(":", 2)

@@ -15,6 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from tulip_diffusion.models.finelip import FineLipModel
 from tulip_diffusion.models.text_encoder import TulipTextConfig, TulipTextModel, TulipTextModelWithProjection
 
 from .unet import build_scheduler
@@ -33,6 +34,8 @@ def export_encoder(first: Path, second: Path, target: Path) -> None:
     if tuned.is_dir():
         vision = CLIPVisionModelWithProjection.from_pretrained(tuned, dtype=torch.float16)
         vision.save_pretrained(target / "image_encoder_2")
+    if (second / "finelip").is_dir():
+        FineLipModel.from_pretrained(second / "finelip", dtype=torch.float16).save_pretrained(target / "finelip_2")
 
 
 def image_tower(folder: Path) -> CLIPVisionModelWithProjection:
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
             {k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{tower}.safetensors"
         )
     image_tower(folder / "clip-g").half().save_pretrained(out / "image_encoder_2")
-    for name in ("clip", "longclip", "clip-finetuned", "tulip-paper", "tulip"):
+    for name in ("clip", "longclip", "clip-finetuned", "finelip", "tulip-paper", "tulip"):
         first, second = folder / f"{name}-l", folder / f"{name}-g"
         if first.is_dir() and second.is_dir():
             export_encoder(first, second, out / "encoders" / name)

@@ -14,8 +14,6 @@ else
     VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 900 --batch 32)
     UNET=(--steps 12000 --batch 32 --shard 8192 --passes 5)
 fi
-# glibc otherwise gives the memory of every step back to the kernel and asks for it again: a quarter of the time on a CPU.
-export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
 scenes=(--workers "$WORKERS")
 
@@ -23,7 +21,9 @@ scenes=(--workers "$WORKERS")
 part vae --out "$FOLDER/vae" "${VAE[@]}" "${scenes[@]}"
 part clip l --out "$FOLDER/clip-l" "${CLIP[@]}" "${scenes[@]}"
 part clip g --out "$FOLDER/clip-g" "${CLIP[@]}" "${scenes[@]}"
-part unet --folder "$FOLDER" "${UNET[@]}" "${scenes[@]}"
+# Steps of one size: without these, glibc gives their memory back each time, a quarter of the time on a CPU.
+MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 \
+    part unet --folder "$FOLDER" "${UNET[@]}" "${scenes[@]}"
 
 # Encoders for its two slots that read further, and what they are compared with.
 part captions --out "$FOLDER/captions" --count 20000
@@ -32,24 +32,23 @@ for tower in l g; do
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
         --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 10
         --weight_decay 0.01 --save_every 50 --resume auto --seed "$SEED")
-    sdxl=(--pad "$pad")
     pairs=(--steps 60 --batch_size 64 --learning_rate 2e-4)
     # Ours: states and references distilled to 520 tokens; then contrast, which must not undo them.
-    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
-    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" "${sdxl[@]}" --student "$FOLDER/tulip-stage1-$tower" --ntk_alpha 0 \
-        --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${TULIP[@]}" --attn "$ATTN" \
+        "${scenes[@]}"
+    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad "$pad" --student "$FOLDER/tulip-stage1-$tower" \
+        --ntk_alpha 0 --length 520 --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
     # As published: the pooled state alone, then NTK and contrast.
-    tulip-diffusion train distill "${common[@]}" "${sdxl[@]}" --objective paper --steps 200 --batch_size 128 \
+    tulip-diffusion train distill "${common[@]}" --pad "$pad" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"
-    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" "${sdxl[@]}" --student "$FOLDER/tulip-paper-stage1-$tower" \
-        --anchor_weight 0 --output_dir "$FOLDER/tulip-paper-$tower"
+    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad "$pad" \
+        --student "$FOLDER/tulip-paper-stage1-$tower" --anchor_weight 0 --output_dir "$FOLDER/tulip-paper-$tower"
     tulip-diffusion train finetune-clip "${common[@]}" "${pairs[@]}" --stretch \
         --output_dir "$FOLDER/clip-finetuned-$tower"
     tulip-diffusion train longclip "${common[@]}" "${pairs[@]}" --output_dir "$FOLDER/longclip-$tower"
+    tulip-diffusion train finelip "${common[@]}" --mixed_precision no --attn sdpa --pad "$pad" --steps 50 \
+        --batch_size 32 --learning_rate 2e-4 --refinement_learning_rate 1e-3 --anchor_weight 10 --output_dir "$FOLDER/finelip-$tower"
 done
 
 python -m tulip_diffusion.training.embedded.export --folder "$FOLDER" --out "$FOLDER/assets"
-for prompts in short full references 500 1000; do
-    tulip-diffusion evaluate generation --assets "$FOLDER/assets" --prompts "$prompts" --out "$FOLDER/generation-$prompts"
-done
-tulip-diffusion evaluate reading --assets "$FOLDER/assets" --out "$FOLDER/reading"
+tulip-diffusion evaluate all --size standard --assets "$FOLDER/assets" --out "$FOLDER/evaluation"

@@ -1,8 +1,11 @@
-"""What `evaluate all` runs."""
+"""What `evaluate all` runs, and on which encoders of the family."""
 
-ENCODERS = ("clip", "longclip", "clip-finetuned", "tulip-paper", "tulip")
+DRAWN = ("clip", "clip-windows", "longclip", "finelip", "tulip-paper", "tulip-l", "tulip")
+READ = ("clip", "clip-finetuned", "longclip", "finelip", "tulip-paper", "tulip")  # the others differ in drawing alone
+COMPARED = ("clip", "longclip", "tulip")
+ENCODERS = tuple(dict.fromkeys(DRAWN + READ))
 SIZES = {"quick": (1 / 16, 10), "standard": (1.0, 25), "thorough": (4.0, 25)}  # factor of all counts; denoising steps
-PROMPTS = {"short": 256, "full": 256, "references": 256, "500": 128, "1000": 64}  # kind of prompts -> how many
+PROMPTS = {"short": 200, "full": 200, "references": 200, "500": 64, "1000": 32}  # kind of prompts -> how many
 
 
 def evaluations(size: str, encoders: list[str]) -> dict[str, list[str]]:
@@ -12,20 +15,29 @@ def evaluations(size: str, encoders: list[str]) -> dict[str, list[str]]:
     def count(standard: int) -> str:
         return str(max(4, round(standard * factor)))
 
-    every = ["--encoders", *encoders]
-    others = ["--encoders", *(encoders[1:] or encoders)]
+    def among(names: tuple[str, ...]) -> list[str]:
+        return ["--encoders", *([name for name in names if name in encoders] or encoders)]
+
     pictures = ["--steps", str(steps)]
     generation = {
-        f"generation-{prompts}": ["generation", "--prompts", prompts, "--count", count(number), *every, *pictures]
+        f"generation-{prompts}": [
+            "generation",
+            "--prompts",
+            prompts,
+            "--count",
+            count(number),
+            *among(DRAWN),
+            *pictures,
+        ]
         for prompts, number in PROMPTS.items()
     }
     return {
         **generation,
-        "strips": ["strips", *every, *pictures],
-        "reading": ["reading", "--count", count(256), *every],
-        "retrieval": ["retrieval", "--count", count(1000), *every],
-        "positions": ["positions", "--needles", count(16), "--count", count(64), *every],
-        "fidelity": ["fidelity", "--count", count(256), "--pictures", count(128), *others, *pictures],
-        "attention": ["attention", "--count", count(64), *others],
-        "relevance": ["relevance", "--count", count(64), *every],
+        "strips": ["strips", *among(COMPARED), *pictures],
+        "reading": ["reading", "--count", count(200), *among(DRAWN)],
+        "retrieval": ["retrieval", "--count", count(1000), *among(READ)],
+        "positions": ["positions", "--needles", count(8), "--count", count(32), *among(COMPARED)],
+        "fidelity": ["fidelity", "--count", count(128), "--pictures", count(64), *among(DRAWN[1:]), *pictures],
+        "attention": ["attention", "--count", count(64), *among(COMPARED[1:])],
+        "relevance": ["relevance", "--count", count(64), *among(COMPARED)],
     }

@@ -47,7 +47,8 @@ for tower in l g; do
         --output_dir "$FOLDER/clip-finetuned-$tower"
     tulip-diffusion train longclip "${common[@]}" "${pairs[@]}" --output_dir "$FOLDER/longclip-$tower"
     tulip-diffusion train finelip "${common[@]}" --mixed_precision no --attn sdpa --pad "$pad" --steps 50 \
-        --batch_size 32 --learning_rate 2e-4 --refinement_learning_rate 1e-3 --anchor_weight 10 --output_dir "$FOLDER/finelip-$tower"
+        --batch_size 32 --learning_rate 2e-4 --refinement_learning_rate 1e-3 --anchor_weight 10 \
+        --output_dir "$FOLDER/finelip-$tower"
 done
 
 python -m tulip_diffusion.training.embedded.export --folder "$FOLDER" --out "$FOLDER/assets"

@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("tower", choices=("l", "g"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"), help="holds clip-l, clip-g, captions")
     parser.add_argument("--student", type=Path, help="an encoder to start from, of this tower or of the other")
+    parser.add_argument("--captions", type=Path, help="default: captions/captions.jsonl in the folder")
     parser.add_argument("--out", type=Path, help="default: tulip-TOWER in the folder")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=32)
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         resume="auto",
         seed=options.seed,
     )
-    data = open_captions(str(options.folder / "captions" / "captions.jsonl"))
+    data = open_captions(str(options.captions or options.folder / "captions" / "captions.jsonl"))
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     teacher = sources.text_encoder(str(teacher_folder))
     student = None

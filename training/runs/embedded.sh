@@ -8,10 +8,12 @@ SEED=${SEED:-0}
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     WORKERS=${WORKERS:-12} ATTN=sdpa
     VAE=(--steps 3000 --batch 64) CLIP=(--steps 2000 --batch 256) TULIP=(--steps 800 --batch 96)
+    REFERRING=(--steps 300 --batch 96 --learning-rate 7e-4)
     UNET=(--steps 6000 --batch 256 --shard 32768 --passes 2)
 else
     WORKERS=${WORKERS:-0} ATTN=eager
     VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 900 --batch 32)
+    REFERRING=(--steps 300 --batch 32 --learning-rate 7e-4)
     UNET=(--steps 12000 --batch 32 --shard 8192 --passes 5)
 fi
 part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
@@ -27,6 +29,7 @@ MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_P
 
 # Encoders for its two slots that read further, and what they are compared with.
 part captions --out "$FOLDER/captions" --count 20000
+part captions --out "$FOLDER/captions-referring" --count 10000 --references 0.6
 for tower in l g; do
     pad=$([ "$tower" = l ] && echo eos || echo zero)
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
@@ -34,8 +37,9 @@ for tower in l g; do
         --weight_decay 0.01 --save_every 50 --resume auto --seed "$SEED")
     pairs=(--steps 60 --batch_size 64 --learning_rate 2e-4)
     # Ours: states and references distilled to 520 tokens; then contrast, which must not undo them.
-    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${TULIP[@]}" --attn "$ATTN" \
-        "${scenes[@]}"
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-first-$tower" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${REFERRING[@]}" --attn "$ATTN" \
+        "${scenes[@]}" --student "$FOLDER/tulip-first-$tower" --captions "$FOLDER/captions-referring/captions.jsonl"
     tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad "$pad" --student "$FOLDER/tulip-stage1-$tower" \
         --ntk_alpha 0 --length 520 --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
     # As published: the pooled state alone, then NTK and contrast.

@@ -37,7 +37,8 @@ for tower in l g; do
         --weight_decay 0.01 --save_every 50 --resume auto --seed "$SEED")
     pairs=(--steps 60 --batch_size 64 --learning_rate 2e-4)
     # Ours: states and references distilled to 520 tokens; then contrast, which must not undo them.
-    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-first-$tower" "${TULIP[@]}" --attn "$ATTN" "${scenes[@]}"
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-first-$tower" "${TULIP[@]}" --attn "$ATTN" \
+        "${scenes[@]}"
     part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${REFERRING[@]}" --attn "$ATTN" \
         "${scenes[@]}" --student "$FOLDER/tulip-first-$tower" --captions "$FOLDER/captions-referring/captions.jsonl"
     tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad "$pad" --student "$FOLDER/tulip-stage1-$tower" \

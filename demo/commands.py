@@ -15,7 +15,7 @@ def register(subparsers: Any) -> None:
         "demo",
         help="open the page that sets CLIP, Long-CLIP and TULIP side by side",
         description="Open a page in which one prompt is drawn under CLIP, Long-CLIP and TULIP. Without --model the "
-        "small embedded family draws, without a download: train it first and name its folder with --assets.",
+        "small embedded family draws, without a download.",
     )
     add_arguments(parser)
     parser.set_defaults(run=run)
@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="SDXL weights: a folder, a Hub id or a single file")
     parser.add_argument("--tulip", help="with --model: TULIP encoder for the first slot, file, folder or Hub id")
     parser.add_argument("--longclip", help="with --model: Long-CLIP encoder for the first slot, likewise")
+    parser.add_argument(
+        "--finelip", nargs="?", const=True, help="a column for FineLIP: the family's own, or with --model its encoder"
+    )
     parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
     parser.add_argument("--device", help="cpu, cuda, mps … (default: the best there is with --model, else cpu)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
@@ -48,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     from .studio import Studio
     from .weights import Weights
 
-    weights = Weights(options.model, options.tulip, options.longclip, options.assets, options.device)
+    weights = Weights(options.model, options.tulip, options.longclip, options.assets, options.device, options.finelip)
     if auth is None and (options.share or options.host not in LOOPBACK):
         print("Anybody who reaches this page can draw on it. Pass --auth USER:PASSWORD to ask for a password.")
     serve(Studio(weights), options.host, options.port, auth, options.mcp, options.share)

@@ -62,7 +62,8 @@ def strip_of(
     words = word_positions(text, studio.readers[studio.titles[0]].tokenizer)
     strip = draw_strip([Panel(picture, title, scores[title]) for title, picture in pictures.items()], words)
     weights = studio.weights
-    sources = {"model": weights.model or "embedded", "tulip": weights.tulip, "longclip": weights.longclip}
+    encoders = {name: getattr(weights, name) for name in ("tulip", "longclip", "finelip")}
+    sources = {"model": weights.model or "embedded", **encoders}
     record = {**settings.as_dict(), **sources, "version": version("tulip-diffusion")}
     strip.info["tulip-diffusion"] = json.dumps(record)  # gradio writes the texts of `info` into the file
     return strip

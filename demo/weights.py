@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tulip_diffusion.embedded import ASSETS
-from tulip_diffusion.generate import COMPARED, load_pipeline
+from tulip_diffusion.generate import TITLES, load_pipeline
 
-TITLES = tuple(COMPARED.values())
 SHARED = ("unet", "vae", "scheduler")
 # What a real model's encoders do with prompts that outgrow them: as in the work that published each of them.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "CLIP": {"overflow": "truncate"},
     "Long-CLIP": {"overflow": "stretch", "sequence_length": 248},
+    "FineLIP": {"overflow": "stretch", "sequence_length": 248},
     "TULIP": {"overflow": "windows"},
 }
 
@@ -21,6 +21,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class Weights:
     """Where the models come from: the embedded family in `assets`, or SDXL and encoders for its first slot.
+
+    `finelip` is True for the family's own, which is not among the columns otherwise.
 
     Raises:
         ValueError: encoders are given without a model, or a model without any encoder to compare it with.
@@ -31,13 +33,14 @@ class Weights:
     longclip: str | None = None
     assets: Path = ASSETS
     device: str | None = None
+    finelip: str | bool | None = None
 
     def __post_init__(self):
-        encoders = [name for name in ("tulip", "longclip") if getattr(self, name)]
+        encoders = [name for name in ("tulip", "longclip", "finelip") if isinstance(getattr(self, name), str)]
         if self.model is None and encoders:
             raise ValueError(f"--{encoders[0]} needs --model, the SDXL weights that the encoder is to condition.")
-        if self.model is not None and not encoders:
-            raise ValueError("--model needs --tulip, --longclip or both: the encoders to set beside the model's own.")
+        if self.model is not None and (not encoders or self.finelip is True):
+            raise ValueError("--model needs encoders to set beside its own: --tulip, --longclip or --finelip FILE.")
 
     @property
     def embedded(self) -> bool:
@@ -46,8 +49,10 @@ class Weights:
     @property
     def titles(self) -> tuple[str, ...]:
         """The encoders' names in the order of the page's columns."""
-        given = dict(zip(TITLES, (True, self.longclip, self.tulip), strict=True))
-        return tuple(title for title in TITLES if self.embedded or given[title])
+        given = {"CLIP": True, "Long-CLIP": self.longclip, "FineLIP": self.finelip, "TULIP": self.tulip}
+        if self.embedded:
+            given |= {"Long-CLIP": True, "TULIP": True}
+        return tuple(title for title in TITLES.values() if given[title])
 
     @property
     def steps(self) -> int:
@@ -73,7 +78,9 @@ def load_readers(weights: Weights) -> dict[str, Any]:
 
 def embedded_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     shared: dict[str, Any] = {}
-    for encoder, title in COMPARED.items():
+    for encoder, title in TITLES.items():
+        if title not in weights.titles:
+            continue
         reader = load_pipeline(encoder, device=weights.device, assets=weights.assets)
         shared = shared or {name: reader.components[name] for name in SHARED}
         reader.register_modules(**shared)
@@ -87,7 +94,8 @@ def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     from tulip_diffusion.pipelines.checks import load_first_encoder
 
     base = load_pipeline(None, weights.model, weights.device)
-    for title, source in zip(TITLES, (None, weights.longclip, weights.tulip), strict=True):
+    sources = (None, weights.longclip, weights.finelip, weights.tulip)
+    for title, source in zip(TITLES.values(), sources, strict=True):
         if title in weights.titles:
             encoder = load_first_encoder(source, base.text_encoder.dtype) if source else base.text_encoder
             reader = type(base).from_pipe(base, text_encoder=encoder.to(base.device))

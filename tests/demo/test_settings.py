@@ -38,9 +38,12 @@ def test_policies_of_the_encoders_themselves_need_no_options():
 def test_weights_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match="--tulip needs --model"):
         Weights(tulip="tulip.pt")
-    with pytest.raises(ValueError, match="--model needs --tulip, --longclip or both"):
+    with pytest.raises(ValueError, match="--model needs encoders to set beside its own"):
         Weights(model="sdxl")
+    with pytest.raises(ValueError, match="--finelip FILE"):
+        Weights(model="sdxl", tulip="tulip.pt", finelip=True)
     assert Weights(model="sdxl", tulip="tulip.pt").titles == ("CLIP", "TULIP")
+    assert Weights(finelip=True).titles == ("CLIP", "Long-CLIP", "FineLIP", "TULIP")
 
 
 def test_a_password_needs_a_name():

@@ -42,7 +42,7 @@ for tower in l g; do
     part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${REFERRING[@]}" --attn "$ATTN" \
         "${scenes[@]}" --student "$FOLDER/tulip-first-$tower" --captions "$FOLDER/captions-referring/captions.jsonl"
     tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad "$pad" --student "$FOLDER/tulip-stage1-$tower" \
-        --ntk_alpha 0 --length 520 --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
+        --steps 40 --ntk_alpha 0 --length 520 --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
     # As published: the pooled state alone, then NTK and contrast.
     tulip-diffusion train distill "${common[@]}" --pad "$pad" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"

@@ -97,7 +97,7 @@ def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     sources = (None, weights.longclip, weights.finelip, weights.tulip)
     for title, source in zip(TITLES.values(), sources, strict=True):
         if title in weights.titles:
-            encoder = load_first_encoder(source, base.text_encoder.dtype) if source else base.text_encoder
+            encoder = load_first_encoder(str(source), base.text_encoder.dtype) if source else base.text_encoder
             reader = type(base).from_pipe(base, text_encoder=encoder.to(base.device))
             reader.set_conditioning(**PUBLISHED[title])
             yield title, reader

@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: run test check demo bench
 run: .venv/.run
-	$(BIN)/tulip-diffusion describe --file docs/sample_prompt.txt --encoder untrained
+	$(BIN)/tulip-diffusion compare --overwrite
 
 # One thread a worker: two processes that both spin on two cores are many times slower than one after the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -1,8 +1,8 @@
 """The embedded model family: real classes, small sizes, no download.
 
 SDXL's architecture on pictures of 64 × 64 pixels, trained from scratch on the world of `tulip_diffusion.scenes` by
-`training/runs/embedded.sh`. Its UNet never saw more than 77 tokens; the encoders change, the UNet stays. Its place is
-`assets/`, where trained weights do not stand yet: until then pass the folder of a family trained by yourself.
+`training/runs/embedded.sh`. Its UNet never saw more than 77 tokens; the encoders change, the UNet stays. The package
+ships one, in `assets/`.
 """
 
 from pathlib import Path
@@ -93,8 +93,8 @@ def checked(encoder: str, root: Path) -> str:
     for folder in slots_of(root / "encoders", encoder):
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is missing: the package does not hold a trained family yet. Train "
-                "one with training/runs/embedded.sh and pass its folder as `assets` (--assets), or name SDXL weights."
+                f"{folder} is missing. Reinstall the package, or pass the folder of a family that "
+                "training/runs/embedded.sh has trained as `assets` (--assets)."
             )
     return encoder
 

@@ -1,13 +1,15 @@
 """The commands `generate` and `compare`: prompts to pictures, with the embedded family or with real SDXL weights."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .embedded import ASSETS, ENCODERS, load_embedded_pipeline
 
-COMPARED = {"clip": "CLIP", "longclip": "Long-CLIP", "tulip": "TULIP"}
+TITLES = {"clip": "CLIP", "longclip": "Long-CLIP", "finelip": "FineLIP", "tulip": "TULIP"}
+COMPARED = {encoder: TITLES[encoder] for encoder in ("clip", "longclip", "tulip")}
 EXAMPLE_SEED, EXAMPLE_TOKENS = 2_100_000_000, 300  # outside every split of `scenes.dataset`
 
 
@@ -16,8 +18,7 @@ def register(subparsers: Any) -> None:
         "generate",
         help="turn prompts into pictures",
         description="Turn a prompt of any length, or a file of prompts, into pictures. Without --model the small "
-        "embedded family draws them, in seconds and without a download; train it first (training/runs/embedded.sh) "
-        "and name its folder with --assets.",
+        "embedded family draws them, in seconds and without a download.",
     )
     generate.add_argument("prompt", nargs="?", help="the prompt; or use --file")
     generate.add_argument("--file", type=Path, help="text file with one prompt in each line")
@@ -63,6 +64,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from .strip import Panel, draw_strip, word_positions
 
     refuse_existing([options.out], options.overwrite)
+    logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the strip shows what encoders cannot see
     prompt = options.prompt or example_prompt()
     panels = []
     for encoder, title in compared(options).items():
@@ -81,7 +83,7 @@ def compared(options: argparse.Namespace) -> dict[str | None, str]:
         if not options.encoder:
             raise ValueError("compare --model needs --encoder: the encoder to set beside the model's own.")
         return {None: "the model's own encoder", options.encoder: options.encoder}
-    return {**COMPARED, **({options.encoder: options.encoder} if options.encoder else {})}
+    return {**COMPARED, **({options.encoder: TITLES.get(options.encoder, options.encoder)} if options.encoder else {})}
 
 
 def example_prompt() -> str:

@@ -36,13 +36,17 @@ for tower in l g; do
         --mixed_precision bf16 --attn "$ATTN" --num_workers "$WORKERS" --warmup_steps 10
         --weight_decay 0.01 --save_every 50 --resume auto --seed "$SEED")
     pairs=(--steps 60 --batch_size 64 --learning_rate 2e-4)
-    # Ours: states and references distilled to 520 tokens; then contrast, which must not undo them.
+    # Ours: states and references distilled to 520 tokens. Then contrast, gently, for the tower whose pooled state is
+    # read by SDXL and by retrieval; the first slot's is read by nobody.
     part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-first-$tower" "${TULIP[@]}" --attn "$ATTN" \
         "${scenes[@]}"
-    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-stage1-$tower" "${REFERRING[@]}" --attn "$ATTN" \
+    stage1=$([ "$tower" = l ] && echo tulip-l || echo tulip-stage1-g)
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/$stage1" "${REFERRING[@]}" --attn "$ATTN" \
         "${scenes[@]}" --student "$FOLDER/tulip-first-$tower" --captions "$FOLDER/captions-referring/captions.jsonl"
-    tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad "$pad" --student "$FOLDER/tulip-stage1-$tower" \
-        --steps 40 --ntk_alpha 0 --length 520 --anchor_weight 10 --output_dir "$FOLDER/tulip-$tower"
+    [ "$tower" = l ] || tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad zero \
+        --student "$FOLDER/tulip-stage1-g" --steps 40 --warmup_steps 5 --learning_rate 1e-4 \
+        --ntk_alpha 0 --length 520 \
+        --short_weight 0.5 --short_captions random-subset --anchor_weight 30 --output_dir "$FOLDER/tulip-g"
     # As published: the pooled state alone, then NTK and contrast.
     tulip-diffusion train distill "${common[@]}" --pad "$pad" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"

@@ -4,7 +4,7 @@ DRAWN = ("clip", "clip-windows", "longclip", "finelip", "tulip-paper", "tulip-l"
 READ = ("clip", "clip-finetuned", "longclip", "finelip", "tulip-paper", "tulip")  # the others differ in drawing alone
 COMPARED = ("clip", "longclip", "tulip")
 ENCODERS = tuple(dict.fromkeys(DRAWN + READ))
-SIZES = {"quick": (1 / 16, 10), "standard": (1.0, 25), "thorough": (4.0, 25)}  # factor of all counts; denoising steps
+SIZES = {"quick": (1 / 16, 10), "standard": (1.0, 12), "thorough": (4.0, 25)}  # factor of all counts; denoising steps
 PROMPTS = {"short": 200, "full": 200, "references": 200, "500": 64, "1000": 32}  # kind of prompts -> how many
 
 

@@ -56,7 +56,7 @@ def test_the_strip_tells_how_to_draw_it_again(page, studio):
     strip = Image.open(run.strip)
     record = json.loads(strip.info["tulip-diffusion"])
     assert record.pop("model") == "embedded" and record.pop("version")
-    assert record.pop("tulip") is record.pop("longclip") is None
+    assert record.pop("tulip") is record.pop("longclip") is record.pop("finelip") is None
     assert {colour for _, colour in strip.convert("RGB").getcolors(1 << 20)} >= {*SEEN.values(), BEYOND}
     for frame in studio.draw(Settings(**record)):
         if frame.finished:

@@ -148,7 +148,7 @@ def test_all_runs_what_is_not_there_yet_and_reports_everything(parsers, tmp_path
     shutil.rmtree(tmp_path / "reading")
     ran.clear()
     options.run(options)
-    assert ran == [("reading", 16)]
+    assert ran == [("reading", 12)]
     assert "--encoders clip tulip" in read_provenance(tmp_path / "reading")["command"]
 
 

@@ -81,9 +81,8 @@ def embedded_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     for encoder, title in TITLES.items():
         if title not in weights.titles:
             continue
-        reader = load_pipeline(encoder, device=weights.device, assets=weights.assets)
-        shared = shared or {name: reader.components[name] for name in SHARED}
-        reader.register_modules(**shared)
+        reader = load_pipeline(encoder, device=weights.device, assets=weights.assets, **shared)
+        shared = {name: reader.components[name] for name in SHARED}
         yield title, reader
 
 

@@ -6,7 +6,7 @@ ships one, in `assets/`.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,10 +27,13 @@ ENCODERS = {
 }
 
 
-def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) -> "StableDiffusionXLTulipPipeline":
+def load_embedded_pipeline(
+    encoder: str = "tulip", assets: str | Path = ASSETS, **components: Any
+) -> "StableDiffusionXLTulipPipeline":
     """A pipeline of the embedded family, ready to call, from the package's own files.
 
-    `encoder` is a key of `ENCODERS`; all of them share VAE, UNet and scheduler.
+    `encoder` is a key of `ENCODERS`; all of them share VAE, UNet and scheduler. Those that you already hold can be
+    passed as `components`, as in diffusers: `unet=pipe.unet`.
 
     Raises:
         ValueError: no such encoder.
@@ -48,14 +51,18 @@ def load_embedded_pipeline(encoder: str = "tulip", assets: str | Path = ASSETS) 
     first_class = TulipTextModel if one else CLIPTextModel
     second_class = TulipTextModelWithProjection if two else CLIPTextModelWithProjection
     exact = {"torch_dtype": torch.float32}  # stored in half precision, run in full: half is slow on a CPU
+    loaded = {
+        "vae": lambda: AutoencoderKL.from_pretrained(root / "vae", **exact),
+        "unet": lambda: UNet2DConditionModel.from_pretrained(root / "unet", **exact),
+        "scheduler": lambda: DDIMScheduler.from_pretrained(root / "scheduler"),
+        "text_encoder": lambda: first_class.from_pretrained(first, dtype=torch.float32),
+        "text_encoder_2": lambda: second_class.from_pretrained(second, dtype=torch.float32),
+        "tokenizer": lambda: CLIPTokenizer.from_pretrained(root / "tokenizer"),
+        "tokenizer_2": lambda: CLIPTokenizer.from_pretrained(root / "tokenizer_2"),
+    }
     return StableDiffusionXLTulipPipeline(
-        vae=AutoencoderKL.from_pretrained(root / "vae", **exact),
-        text_encoder=first_class.from_pretrained(first, dtype=torch.float32),
-        text_encoder_2=second_class.from_pretrained(second, dtype=torch.float32),
-        tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(root / "tokenizer_2"),
-        unet=UNet2DConditionModel.from_pretrained(root / "unet", **exact),
-        scheduler=DDIMScheduler.from_pretrained(root / "scheduler"),
+        **{name: load() for name, load in loaded.items() if name not in components},
+        **components,
         add_watermarker=False,
         # A baseline shows what its own positions hold.
         overflow="windows" if one or two or encoder == "clip-windows" else "truncate",

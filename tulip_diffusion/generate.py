@@ -139,11 +139,18 @@ def refuse_existing(targets: Sequence[Path], overwrite: bool) -> None:
 
 
 def load_pipeline(
-    encoder: str | None, model: str | None = None, device: str | None = None, assets: Path = ASSETS
+    encoder: str | None,
+    model: str | None = None,
+    device: str | None = None,
+    assets: Path = ASSETS,
+    **components: Any,
 ) -> Any:
-    """The embedded family with one of its encoders, or a real model, its first encoder replaced where one is given."""
+    """The embedded family with one of its encoders, or a real model, its first encoder replaced where one is given.
+
+    `components` are parts of the family that need not be loaded again.
+    """
     if model is None:
-        return load_embedded_pipeline(encoder or "tulip", assets).to(device or "cpu")
+        return load_embedded_pipeline(encoder or "tulip", assets, **components).to(device or "cpu")
     import torch
 
     from .pipelines import StableDiffusionXLTulipPipeline

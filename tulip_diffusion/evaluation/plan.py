@@ -37,7 +37,7 @@ def evaluations(size: str, encoders: list[str]) -> dict[str, list[str]]:
         "reading": ["reading", "--count", count(200), *among(DRAWN)],
         "retrieval": ["retrieval", "--count", count(1000), *among(READ)],
         "positions": ["positions", "--needles", count(8), "--count", count(32), *among(COMPARED)],
-        "fidelity": ["fidelity", "--count", count(128), "--pictures", count(64), *among(DRAWN[1:]), *pictures],
+        "fidelity": ["fidelity", "--count", count(128), "--pictures", count(64), *among(DRAWN[2:]), *pictures],
         "attention": ["attention", "--count", count(64), *among(COMPARED[1:])],
         "relevance": ["relevance", "--count", count(64), *among(COMPARED)],
     }

@@ -23,6 +23,8 @@ from tulip_diffusion.scenes.grammar import write_caption
 from tulip_diffusion.scenes.oracle import read_scene
 from tulip_diffusion.scenes.render import PLACES, random_scene
 
+from .records import mean_over
+
 WINDOW = 77
 POSITIONS = (0, 77, 154, 231, 308, 500, 750, 1000)
 DISTANCES = (0, 40, 77, 120, 160, 240)
@@ -123,16 +125,9 @@ def details(pictures: np.ndarray, captions: Sequence[Caption]) -> list[Detail]:
 
 def share(found: Iterable[Detail], of: Callable[[Detail], bool] = lambda detail: detail.right) -> Share | None:
     """The share of details for which `of` holds, None for no details; the interval is a bootstrap over prompts."""
-    by_prompt: dict[int, list[bool]] = {}
-    for detail in found:
-        by_prompt.setdefault(detail.prompt, []).append(of(detail))
-    if not by_prompt:
-        return None
-    rights = np.array([sum(hits) for hits in by_prompt.values()])
-    counts = np.array([len(hits) for hits in by_prompt.values()])
-    draws = np.random.default_rng(0).integers(len(counts), size=(1000, len(counts)))
-    low, high = np.quantile(rights[draws].sum(1) / counts[draws].sum(1), (0.025, 0.975))
-    return Share(float(rights.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+    told = list(found)
+    mean = mean_over((of(detail) for detail in told), (detail.prompt for detail in told))
+    return None if mean is None else Share(mean.mean, mean.low, mean.high, mean.values)
 
 
 def by_bin(found: Sequence[Detail], edges: Sequence[int], value: Callable[[Detail], int | None]) -> dict[str, Share]:

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tulip_diffusion.data import SkippedRows
+from tulip_diffusion.provenance import commit
 
 from .config import LoopArguments
 
@@ -47,15 +47,6 @@ text_encoder = CLIPTextModelWithProjection.from_pretrained("this folder")
 ```"""
 
 
-def source_commit() -> str | None:
-    """Commit of the checkout that this code runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def describe_run(
     stage: "Stage", arguments: LoopArguments, figures: dict[str, float], unreadable: SkippedRows
 ) -> dict[str, Any]:
@@ -73,7 +64,7 @@ def describe_run(
         },
         "figures": figures,
         "version": __version__,
-        "commit": source_commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "machine": platform.machine(),
     }

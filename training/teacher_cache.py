@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tulip_diffusion.provenance import weights_hash
+
 from .teacher import Targets
 
 if TYPE_CHECKING:
@@ -41,22 +43,13 @@ def hash_parts(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
-def model_hash(model: torch.nn.Module) -> str:
-    """Hash of names, shapes and values of all weights."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def manifest_of(stage: "Distillation", precision: str) -> dict[str, Any]:
     """Everything that the cached outputs depend on."""
     arguments, cutter, teacher = stage.arguments, stage.cutter, stage.teacher
     config = {k: v for k, v in teacher.encoder.config.to_dict().items() if k not in ("transformers_version", "dtype")}
     return {
         "format": 1,
-        "teacher": model_hash(teacher.encoder),
+        "teacher": weights_hash(teacher.encoder),
         "teacher_config": hash_parts(json.dumps(config, sort_keys=True, default=str)),
         "tokenizer": hash_parts(stage.tokenizer.backend_tokenizer.to_str(), str(stage.pad_id)),  # type: ignore[attr-defined]
         "data": hash_parts(*stage.data.captions),

@@ -14,15 +14,16 @@ from typing import Any
 
 from PIL import Image
 
+from .devices import best_device
 from .embedded import ASSETS, ENCODERS, load_embedded_pipeline, load_embedded_towers, slots_of
 from .evaluation import attention, embedding, fidelity, generation, positions, reading, relevance, retrieval, strips
 from .evaluation.plan import ENCODERS as EVALUATED
 from .evaluation.plan import SIZES
 from .evaluation.plan import evaluations as planned
-from .evaluation.provenance import command_line, commit, read_provenance, write_provenance
+from .evaluation.provenance import command_line, read_provenance, write_provenance
 from .evaluation.readers import Reader
 from .evaluation.report import write_report
-from .generate import best_device
+from .provenance import commit
 from .training import ablations, finelip_ablation
 
 Run = Callable[[argparse.Namespace], None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .devices import best_device
 from .embedded import ASSETS, ENCODERS, load_embedded_pipeline
 
 TITLES = {"clip": "CLIP", "longclip": "Long-CLIP", "finelip": "FineLIP", "tulip": "TULIP"}
@@ -160,12 +161,6 @@ def load_pipeline(
     pipeline_class = StableDiffusionXLTulipPipeline
     load = pipeline_class.from_single_file if single_file else pipeline_class.from_pretrained
     return load(model, tulip=encoder, torch_dtype=torch.float32 if device == "cpu" else torch.float16).to(device)
-
-
-def best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def draw(pipeline: Any, prompt: str, options: argparse.Namespace, seed: int) -> Any:

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from tulip_diffusion.devices import best_device
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SceneDataset, window_caption
 from tulip_diffusion.scenes.read_out import IGNORED, ReadOut, read_accuracies, sentence_targets
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
 
-from .steps import best_device, train
+from .steps import train
 from .tokenizer import build_tokenizer
 
 WIDTH, LAYERS, HEADS = 128, 5, 4

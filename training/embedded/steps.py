@@ -29,10 +29,6 @@ class Steps(Dataset):
         return self.make(step)
 
 
-def best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over `WARM_UP` steps, then half a cosine down to a twentieth of `peak`."""
     warm = min(1.0, (step + 1) / WARM_UP)

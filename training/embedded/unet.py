@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from tulip_diffusion.devices import best_device
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS, SceneDataset
 from tulip_diffusion.scenes.oracle import read_scene
 
 from .clip import WIDTH, load_towers
-from .steps import Steps, best_device, train
+from .steps import Steps, train
 
 CHUNK = 128  # scenes encoded at a time
 NO_PROMPT = 0.1  # share of training scenes without a prompt: an absent negative prompt is zeros in SDXL

@@ -10,10 +10,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from tulip_diffusion.devices import best_device
 from tulip_diffusion.scenes.oracle import read_scene
 from tulip_diffusion.scenes.render import PLACES, random_scene, render_array
 
-from .steps import best_device, train
+from .steps import train
 
 KL_WEIGHT = 1e-5
 HELD_OUT = 1_000_000_000  # seeds from here on are never trained on

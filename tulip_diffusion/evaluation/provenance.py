@@ -1,14 +1,13 @@
 """Where a figure comes from: provenance.json beside it, with the command, the commit, the first seed and the time."""
 
 import argparse
-import functools
 import json
 import shlex
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tulip_diffusion.provenance import commit
 from tulip_diffusion.scenes.dataset import SPLITS
 
 from .records import write_whole
@@ -27,24 +26,6 @@ def command_line(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         if value is not True:
             words += map(str, value) if isinstance(value, list) else [str(value)]
     return shlex.join(words)
-
-
-@functools.cache
-def commit() -> str:
-    """The checkout's commit, "+ changes" behind it where files differ; without a checkout the package's version.
-
-    Read once: what counts is the code that was imported, so ask before a long run.
-    """
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD")[:12] + (" + changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return f"tulip-diffusion {version('tulip-diffusion')}"
 
 
 def write_provenance(parser: argparse.ArgumentParser, options: argparse.Namespace, seconds: float) -> None:

@@ -25,11 +25,18 @@ def rotate_complex(heads, table):
     return torch.view_as_real(pairs * table).flatten(-2)
 
 
-def contextual(state, name, query, key, head_dim):
+def scaled(query, base):
+    """Query i, counted from 1, times max(1, ln i / ln base)."""
+    factors = [max(1.0, math.log(i) / math.log(base)) for i in range(1, query.shape[-2] + 1)]
+    return query * torch.tensor(factors)[:, None]
+
+
+def contextual(state, name, query, key, head_dim, base):
     """CoPE: gates on masked logits, positions from the right, the table read between two rows."""
     query = F.layer_norm(query, (head_dim,), state[f"{name}.q_ln.weight"], state[f"{name}.q_ln.bias"])
     key = F.layer_norm(key, (head_dim,), state[f"{name}.k_ln.weight"], state[f"{name}.k_ln.bias"])
     query = query * head_dim**-0.5
+    query = query if base is None else scaled(query, base)
     logits = query @ key.transpose(-1, -2) / math.sqrt(head_dim) + causal_mask(query.shape[-2])
     table = state[f"{name}.cope.pos_emb"][0]
     position = logits.sigmoid().flip(-1).cumsum(-1).flip(-1).clamp(max=table.shape[1] - 1)
@@ -39,7 +46,7 @@ def contextual(state, name, query, key, head_dim):
     return logits + at_low + (at_high - at_low) * (position - low)
 
 
-def text_tower(state, ids, heads, activation, theta=None, positions=None, eos=49407):
+def text_tower(state, ids, heads, activation, theta=None, positions=None, eos=49407, scaling_base=None):
     """Every hidden state (before each block, and after the last), and the pooled, projected embedding."""
     hidden = state["token_embedding.weight"][ids]
     if positions is not None:
@@ -67,8 +74,9 @@ def text_tower(state, ids, heads, activation, theta=None, positions=None, eos=49
             table = rotation(tokens, head_dim, theta)
             query, key = rotate_complex(query, table), rotate_complex(key, table)
         if f"{name}.attn.cope.pos_emb" in state:
-            logits = contextual(state, f"{name}.attn", query, key, head_dim)
+            logits = contextual(state, f"{name}.attn", query, key, head_dim, scaling_base)
         else:
+            query = query if scaling_base is None else scaled(query, scaling_base)
             logits = query @ key.transpose(-1, -2) * head_dim**-0.5 + causal_mask(tokens)
         attended = (logits.softmax(-1) @ value).transpose(1, 2).reshape(batch, tokens, width)
         hidden = hidden + linear("attn.out_proj", attended)

@@ -145,7 +145,8 @@ def export_open_clip(
     """The state dict under open_clip's names, ready for `torch.save` or safetensors.
 
     The text tower alone is TULIP's stage-1 layout; with `image_encoder` and `logit_scale` it is a whole CLIP. A TULIP
-    encoder has no `positional_embedding` to export, and its `rope_parameters` have no place in this layout.
+    encoder has no `positional_embedding` to export. Its rotation, activation and attention scaling have no place in
+    this layout: pass them to [`load_text_encoder`] again. open_clip itself cannot run a TULIP encoder.
     """
     text = dict(text_encoder.state_dict())
     if isinstance(text_encoder, CLIPTextModel):  # TulipTextModel too: without projection, names have no prefix

@@ -35,10 +35,12 @@ from transformers.models.clip.modeling_clip import (
 )
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
+from .attention_scaling import query_scale
 from .cope import ContextualPositions
 from .rotary import rotary_cos_sin, rotate
 
 CLIP_EOS_TOKEN_ID = 49407
+NEW_ATTENTION_SCALING = "none"  # of encoders that `from_clip` makes; files that do not say theirs were trained without
 ROPE_KEYS = {"default": {"rope_theta"}, "ntk": {"rope_theta", "alpha", "base_length", "length"}}
 
 
@@ -57,12 +59,20 @@ class TulipTextConfig(CLIPTextConfig):
         max_position_embeddings (`int`, *optional*, defaults to 77):
             Tokens the encoder was trained for. RoPE has no table to run out of; with `"cope"` it is the number of
             rows of each layer's table.
+        attention_scaling (`str`, *optional*, defaults to `"none"`):
+            `"log"` multiplies the query of the i-th token by max(1, ln i / ln `attention_scaling_base`), so that long
+            texts do not dilute attention. i counts from 1 along the sequence as it was passed, padding on the left
+            included, whatever the position ids say.
+        attention_scaling_base (`int`, *optional*, defaults to 77):
+            Tokens up to which nothing is scaled: the teacher's window.
     """
 
     model_type = "tulip_text_model"
 
     position_encoding: str = "rope"
     rope_parameters: dict[str, Any] | None = None
+    attention_scaling: str = "none"
+    attention_scaling_base: int = 77
 
     def __post_init__(self, **kwargs):
         given = dict(self.rope_parameters or {})
@@ -70,6 +80,16 @@ class TulipTextConfig(CLIPTextConfig):
             given = {"alpha": 8.0, "base_length": 77, "length": 248, **given}
         self.rope_parameters = given  # a copy: transformers fills in defaults, and the caller's dict is not ours
         super().__post_init__(**kwargs)
+
+    def validate_attention_scaling(self):
+        """Part of `@strict`'s validation."""
+        if self.attention_scaling not in ("none", "log"):
+            raise ValueError(f'attention_scaling must be "none" or "log", got {self.attention_scaling!r}.')
+        if self.attention_scaling_base < 2:
+            raise ValueError(
+                f"attention_scaling_base must be 2 tokens or more, such as CLIP's 77, got "
+                f"{self.attention_scaling_base}."
+            )
 
     def validate_rope(self):
         """Part of `@strict`'s validation: `rope_parameters` and `position_encoding` name something we know."""
@@ -122,24 +142,32 @@ class TulipAttention(CLIPAttention):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
+        query_scale: Tensor | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """`hidden_states` is (batch, tokens, width); `position_embeddings` are RoPE's cosines and sines."""
+        """`hidden_states` is (batch, tokens, width); `position_embeddings` are RoPE's cosines and sines.
+
+        `query_scale` (tokens,) multiplies queries after rotation, or after CoPE's norm, which would undo it.
+        """
         batch, tokens, _ = hidden_states.shape
         split = (batch, tokens, -1, self.head_dim)  # a local shard may hold fewer heads than the config says
         query = self.q_proj(hidden_states).view(split)
         key = self.k_proj(hidden_states).view(split)
         value = self.v_proj(hidden_states).view(split).transpose(1, 2)
 
-        if position_embeddings is not None:
+        if self.config.position_encoding == "cope":
+            # The published code scales q by 1/sqrt(head_dim), then the logits by another 1/sqrt(head_dim).
+            query, key = self.cope.query_norm(query) * self.scale, self.cope.key_norm(key)
+        else:
+            assert position_embeddings is not None  # TulipTextModel always passes them
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        if query_scale is not None:
+            query = query * query_scale.to(query.dtype)[:, None, None]  # (tokens, heads, head_dim)
         query, key = query.transpose(1, 2), key.transpose(1, 2)  # (batch, heads, tokens, head_dim)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         if self.config.position_encoding == "cope":
             assert attention_mask is not None  # TulipTextModel always passes one
-            # The published code scales q by 1/sqrt(head_dim), then the logits by another 1/sqrt(head_dim).
-            query, key = self.cope.query_norm(query) * self.scale, self.cope.key_norm(key)
             logits = query @ key.transpose(-1, -2) * self.scale + attention_mask
             attention_mask = attention_mask + self.cope.bias(query, logits)
         attended, weights = attend(
@@ -243,6 +271,9 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
         if input_ids is None:
             raise ValueError("input_ids is missing: pass the (batch, tokens) ids that load_tokenizer() returns.")
         input_ids = input_ids.view(-1, input_ids.shape[-1])
+        if self.config.attention_scaling == "log":
+            base = self.config.attention_scaling_base
+            kwargs["query_scale"] = query_scale(input_ids.shape[-1], base, input_ids.device)
         if self.config.position_encoding == "rope":
             kwargs["position_embeddings"] = self.rotary_embeddings(input_ids, attention_mask, position_ids)
         else:
@@ -305,7 +336,8 @@ def from_clip(
 
     The tensors are shared, not copied; `copy.deepcopy` the result to train it beside `clip`. A `CLIPTextModel` gives a
     `TulipTextModel`; a `CLIPTextModelWithProjection`, or the text tower of a `CLIPModel`, gives a
-    `TulipTextModelWithProjection`. Any `TulipTextConfig` field can be overridden, `position_encoding="cope"` for one.
+    `TulipTextModelWithProjection`. Any `TulipTextConfig` field can be set, such as `position_encoding="cope"` or
+    `attention_scaling="log"`.
 
     Raises:
         TypeError: `clip` is none of these.
@@ -324,7 +356,7 @@ def from_clip(
             f"from_clip takes a CLIPTextModel, a CLIPTextModelWithProjection or a CLIPModel, got "
             f"{type(clip).__name__}. For a file or a folder use load_text_encoder."
         )
-    fields = {**copy.deepcopy(clip_config.to_dict()), **config}
+    fields = {"attention_scaling": NEW_ATTENTION_SCALING, **copy.deepcopy(clip_config.to_dict()), **config}
     fields.pop("model_type")
     weights = {name: weight for name, weight in weights.items() if "position_embedding" not in name}
     reference = next(iter(weights.values()))

@@ -100,4 +100,4 @@ def test_public_names_exist():
 def test_mapped_folders_do_not_shadow_top_level_packages(name):
     """Nobody's `import training` may find ours."""
     probe = f"import importlib.util; raise SystemExit(importlib.util.find_spec({name!r}) is not None)"
-    assert subprocess.run([sys.executable, "-c", probe], cwd=Path(sys.prefix)).returncode == 0
+    assert subprocess.run([sys.executable, "-I", "-c", probe], cwd=Path(sys.prefix)).returncode == 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tulip_diffusion.evaluation.fidelity import mean_cosine, relative_error
-from tulip_diffusion.pipelines.reading import table_length
+from tulip_diffusion.models.positions import table_length
 
 from . import markup
 from .settings import Settings, check_tokens

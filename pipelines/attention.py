@@ -16,7 +16,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from ..windows import CLIP_LENGTH
+from ..models.positions import CLIP_LENGTH
 
 
 def visible_tokens(states: Tensor) -> Tensor:

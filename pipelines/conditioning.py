@@ -9,8 +9,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedModel
 
-from ..windows import CLIP_LENGTH
-from .reading import context_length, encode, table_length, trained_length
+from ..models.positions import CLIP_LENGTH, table_length, trained_length
+from .reading import context_length, encode
 from .weighting import TokenizedPrompt, tokenize
 
 

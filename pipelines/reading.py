@@ -16,22 +16,9 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
-from ..models.positions import stretch_position_embeddings
-from ..models.text_encoder import TulipTextConfig
+from ..models.positions import stretch_position_embeddings, stretched_length, table_length
 from ..windows import split_windows
 from .weighting import TokenizedPrompt
-
-
-def table_length(encoder: PreTrainedModel) -> int | None:
-    """Rows of `encoder`'s table of absolute positions, None if it has no such table."""
-    return None if isinstance(encoder.config, TulipTextConfig) else encoder.config.max_position_embeddings
-
-
-def trained_length(encoder: PreTrainedModel) -> int:
-    """Tokens of the longest texts that `encoder` was trained on, as far as its config tells."""
-    config = encoder.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    return max(config.max_position_embeddings, rope.get("length", 0))
 
 
 def context_length(encoder: PreTrainedModel, overflow: str) -> int | None:
@@ -40,10 +27,6 @@ def context_length(encoder: PreTrainedModel, overflow: str) -> int | None:
     if table is None or overflow == "windows":
         return None
     return table if overflow == "truncate" else stretched_length(table)
-
-
-def stretched_length(table: int, keep: int = 20, factor: int = 4) -> int:
-    return keep + (table - keep) * factor
 
 
 @contextlib.contextmanager

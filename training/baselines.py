@@ -8,6 +8,7 @@ from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
+from tulip_diffusion.models.positions import LONGCLIP_KEEP
 
 from .captions import CaptionCutter
 from .config import FinetuneArguments, LongCLIPArguments
@@ -16,8 +17,6 @@ from .loop import Figures, build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components
 from .teacher import long_batch, pad_ids
 from .towers import Pair, pair_batch, stretch_positions
-
-LONGCLIP_KEPT_POSITIONS = 20
 
 
 class Finetuning(ContrastiveStage):
@@ -44,7 +43,7 @@ class Finetuning(ContrastiveStage):
         return loss, {}
 
 
-class LongClip(ContrastiveStage):
+class LongCLIP(ContrastiveStage):
     """Long-CLIP (arXiv:2403.15378): long captions match images, short ones their primary components.
 
     The components are those of the whole batch, so that the result does not depend on how many processes share it.
@@ -54,7 +53,7 @@ class LongClip(ContrastiveStage):
     arguments: LongCLIPArguments
 
     def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
-        stretch_positions(towers.text_encoder, freeze=LONGCLIP_KEPT_POSITIONS, keep=LONGCLIP_KEPT_POSITIONS)
+        stretch_positions(towers.text_encoder, freeze=LONGCLIP_KEEP, keep=LONGCLIP_KEEP)
         window = towers.text_encoder.config.max_position_embeddings
         cutter = CaptionCutter(
             tokenizer, window, window, short="first-sentence", sub_captions="none", seed=arguments.seed
@@ -89,5 +88,5 @@ def long_clip(
 ) -> CLIPTextModelWithProjection:
     """Train Long-CLIP from `towers`, in place, write it to `arguments.output_dir`, and return its text tower."""
     accelerator = build_accelerator(arguments)
-    run_stage(LongClip(towers, tokenizer, data, arguments), arguments, accelerator)
+    run_stage(LongCLIP(towers, tokenizer, data, arguments), arguments, accelerator)
     return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)

@@ -18,18 +18,18 @@ from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.finelip import (
     FOLDER,
     SCORES,
-    FineLip,
-    FineLipConfig,
-    FineLipModel,
+    FineLIP,
+    FineLIPConfig,
+    FineLIPModel,
     load_finelip,
     project_image,
     project_text,
     slot_similarity,
     slots_for,
 )
+from tulip_diffusion.models.positions import LONGCLIP_KEEP
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
-from .baselines import LONGCLIP_KEPT_POSITIONS
 from .config import FineLIPArguments
 from .contrastive import ContrastiveStage, Features, TwoTowers
 from .distill import TextStates, caption_cutter, hidden_figures, unprefixed
@@ -75,7 +75,7 @@ class FineReading(NamedTuple):
 class FineTowers(TwoTowers):
     """Both towers, the logit scale and the refinement in one forward."""
 
-    def __init__(self, text: nn.Module, image: nn.Module, logit_scale: float, refinement: FineLipModel):
+    def __init__(self, text: nn.Module, image: nn.Module, logit_scale: float, refinement: FineLIPModel):
         super().__init__(text, image, logit_scale)
         self.refinement = refinement
 
@@ -118,7 +118,7 @@ class FineAlignment(ContrastiveStage):
         text = student if student is not None else copy.deepcopy(towers.text_encoder)
         refuse_shared_weights(text, towers.text_encoder)
         if student is None:
-            stretch_positions(text, freeze=LONGCLIP_KEPT_POSITIONS, keep=LONGCLIP_KEPT_POSITIONS)
+            stretch_positions(text, freeze=LONGCLIP_KEEP, keep=LONGCLIP_KEEP)
             if arguments.length > text.config.max_position_embeddings:
                 raise ValueError(
                     f"Stretched, this CLIP has {text.config.max_position_embeddings} positions, fewer than --length "
@@ -181,12 +181,12 @@ class FineAlignment(ContrastiveStage):
         return facts | {"slots": self.refinement.config.slots}
 
 
-def new_refinement(towers: ClipTowers, arguments: FineLIPArguments) -> FineLipModel:
+def new_refinement(towers: ClipTowers, arguments: FineLIPArguments) -> FineLIPModel:
     """Fresh refinement modules for `towers`; the seed decides their weights."""
     assert towers.image_encoder is not None  # the stage has refused such towers
     image = towers.image_encoder.config
     patches = (image.image_size // image.patch_size) ** 2
-    config = FineLipConfig(
+    config = FineLIPConfig(
         projection_dim=image.projection_dim,
         slots=slots_for(patches, arguments.slot_ratio),
         hidden_dim=int(image.projection_dim * HIDDEN_SHARE),
@@ -194,7 +194,7 @@ def new_refinement(towers: ClipTowers, arguments: FineLIPArguments) -> FineLipMo
     )
     with torch.random.fork_rng():
         torch.manual_seed(arguments.seed)
-        return FineLipModel(config)
+        return FineLIPModel(config)
 
 
 def finelip(
@@ -203,7 +203,7 @@ def finelip(
     data: CaptionData,
     arguments: FineLIPArguments,
     student: TulipTextModelWithProjection | None = None,
-) -> FineLip:
+) -> FineLIP:
     """Train FineLIP, write towers and refinement to `arguments.output_dir`, and return what was written.
 
     `student` trains in place; without one, a stretched copy of `towers`' text encoder does.

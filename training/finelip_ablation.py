@@ -21,7 +21,7 @@ from tulip_diffusion.evaluation.retrieval import Score, recall_at_k
 from tulip_diffusion.models.checkpoints import load_image_encoder
 from tulip_diffusion.models.finelip import (
     SCORES,
-    FineLip,
+    FineLIP,
     fine_score,
     global_score,
     late_interaction,
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 SETTINGS = ("steps", "batch", "rate", "refinement_rate", "anchor", "captions", "seed", "assets")
 
 
-class FineLipAblation:
+class FineLIPAblation:
     """The rows of one command, on common data. `read` opens "clip" or "tulip" of the family anew."""
 
     def __init__(self, options: argparse.Namespace, read: Callable[[str], Reader]):
@@ -96,7 +96,7 @@ class FineLipAblation:
         encoder = from_towers(BASELINE, trained, reader.tokenizer, device=self.device)
         return self.recall(encoder) | self.kept(text_encoder)
 
-    def train(self, on: str, score: str) -> FineLip:
+    def train(self, on: str, score: str) -> FineLIP:
         folder = self.options.work / f"{on}-{score}"
         if not (folder / "run.json").exists():
             clip, own = self.read("clip"), self.read(on).towers
@@ -144,7 +144,7 @@ class FineLipAblation:
 
 def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
     """The command: train, rank, write finelip.json and finelip.md."""
-    ablation = FineLipAblation(options, read)
+    ablation = FineLIPAblation(options, read)
     results = {BASELINE: ablation.baseline(), **ablation.rows("clip"), **ablation.rows("tulip")}
     write_record("finelip", options, results, table(results, options.count))
 

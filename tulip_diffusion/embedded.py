@@ -42,21 +42,18 @@ def load_embedded_pipeline(
     root = Path(assets)
     first, second = slots_of(root / "encoders", checked(encoder, root))
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import AutoModelForTextEncoding, CLIPTokenizer
 
-    from tulip_diffusion.models.text_encoder import TulipTextModel, TulipTextModelWithProjection
+    from tulip_diffusion.models.checkpoints import load_text_encoder
     from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
-    one, two = is_tulip(first), is_tulip(second)
-    first_class = TulipTextModel if one else CLIPTextModel
-    second_class = TulipTextModelWithProjection if two else CLIPTextModelWithProjection
     exact = {"torch_dtype": torch.float32}  # stored in half precision, run in full: half is slow on a CPU
     loaded = {
         "vae": lambda: AutoencoderKL.from_pretrained(root / "vae", **exact),
         "unet": lambda: UNet2DConditionModel.from_pretrained(root / "unet", **exact),
         "scheduler": lambda: DDIMScheduler.from_pretrained(root / "scheduler"),
-        "text_encoder": lambda: first_class.from_pretrained(first, dtype=torch.float32),
-        "text_encoder_2": lambda: second_class.from_pretrained(second, dtype=torch.float32),
+        "text_encoder": lambda: AutoModelForTextEncoding.from_pretrained(first, dtype=torch.float32),
+        "text_encoder_2": lambda: load_text_encoder(second),
         "tokenizer": lambda: CLIPTokenizer.from_pretrained(root / "tokenizer"),
         "tokenizer_2": lambda: CLIPTokenizer.from_pretrained(root / "tokenizer_2"),
     }
@@ -65,7 +62,7 @@ def load_embedded_pipeline(
         **components,
         add_watermarker=False,
         # A baseline shows what its own positions hold.
-        overflow="windows" if one or two or encoder == "clip-windows" else "truncate",
+        overflow="windows" if is_tulip(first) or is_tulip(second) or encoder == "clip-windows" else "truncate",
     )
 
 
@@ -78,19 +75,13 @@ def load_embedded_towers(encoder: str = "tulip", assets: str | Path = ASSETS) ->
         ValueError: no such encoder.
         FileNotFoundError: `assets` lacks the encoder's files.
     """
-    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
-
-    from tulip_diffusion.models.checkpoints import ClipTowers
-    from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+    from tulip_diffusion.models.checkpoints import ClipTowers, load_image_encoder, load_text_encoder
 
     root = Path(assets)
     _, text = slots_of(root / "encoders", checked(encoder, root))
     tuned = text.parent / "image_encoder_2"
-    text_class = TulipTextModelWithProjection if is_tulip(text) else CLIPTextModelWithProjection
-    image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-        tuned if tuned.is_dir() else root / "image_encoder_2", dtype=torch.float32
-    )
-    return ClipTowers(text_class.from_pretrained(text, dtype=torch.float32).eval(), image_encoder.eval(), None)
+    image_encoder = load_image_encoder(tuned if tuned.is_dir() else root / "image_encoder_2")
+    return ClipTowers(load_text_encoder(text), image_encoder, None)
 
 
 def checked(encoder: str, root: Path) -> str:
@@ -118,4 +109,6 @@ def slots_of(folder: Path, encoder: str) -> tuple[Path, Path]:
 def is_tulip(folder: Path) -> bool:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder).model_type == "tulip_text_model"
+    from tulip_diffusion.models import positions
+
+    return positions.is_tulip(AutoConfig.from_pretrained(folder))

@@ -213,14 +213,14 @@ def encoders(options: argparse.Namespace) -> Callable[[str], embedding.Encoder]:
         if source in ENCODERS:
             from transformers import CLIPTokenizer
 
-            from .models.finelip import FineLip, FineLipModel
+            from .models.finelip import FineLIP, FineLIPModel
 
             towers: Any = load_embedded_towers(source, options.assets)
             tokenizer = CLIPTokenizer.from_pretrained(options.assets / "tokenizer_2")
             fine = options.assets / "encoders" / source / "finelip_2"
             if fine.is_dir():
-                refinement = FineLipModel.from_pretrained(fine).float()
-                towers = FineLip(towers.text_encoder, towers.image_encoder, refinement)
+                refinement = FineLIPModel.from_pretrained(fine).float()
+                towers = FineLIP(towers.text_encoder, towers.image_encoder, refinement)
             return embedding.from_towers(source, towers, tokenizer, length=options.length, device=device)
         if source.startswith("open_clip:"):
             _, architecture, weights = source.split(":", 2)

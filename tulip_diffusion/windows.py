@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from transformers import CLIPTokenizer
 
+from .models.positions import CLIP_LENGTH, LONGCLIP_LENGTH
 from .tokenization import OpenClipTokenizer, clean_text
 
-CLIP_LENGTH = 77  # tokens that CLIP and SDXL were trained with, BOS and EOS included
-CONTEXTS: dict[str, int | None] = {"CLIP": CLIP_LENGTH, "Long-CLIP": 248, "TULIP": None}
+CONTEXTS: dict[str, int | None] = {"CLIP": CLIP_LENGTH, "Long-CLIP": LONGCLIP_LENGTH, "TULIP": None}
 SENTENCE_ENDS, CLAUSE_ENDS = ".!?", ",;:"
 
 

@@ -12,7 +12,7 @@ from tulip_diffusion.evaluation.embedding import Encoder, embed, from_open_clip,
 from tulip_diffusion.evaluation.examples import retrieval_examples
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
-from tulip_diffusion.models.finelip import FineLip, FineLipConfig, FineLipModel, fine_score
+from tulip_diffusion.models.finelip import FineLIP, FineLIPConfig, FineLIPModel, fine_score
 from tulip_diffusion.models.text_encoder import TulipTextConfig, TulipTextModelWithProjection, from_clip
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -93,8 +93,8 @@ def test_an_open_clip_model_gives_its_own_embeddings(tmp_path):
 def test_finelip_is_scored_with_its_slots(folder):
     clip = load_clip(folder)
     torch.manual_seed(1)
-    refinement = FineLipModel(FineLipConfig(projection_dim=16, slots=3, hidden_dim=8)).eval()
-    encoder = from_towers("fine", FineLip(clip.text_encoder, clip.image_encoder, refinement), load_tokenizer())
+    refinement = FineLIPModel(FineLIPConfig(projection_dim=16, slots=3, hidden_dim=8)).eval()
+    encoder = from_towers("fine", FineLIP(clip.text_encoder, clip.image_encoder, refinement), load_tokenizer())
     data = world_set("world-short", 4)
     images, texts = embed(encoder, data)
     assert images.shape == texts.shape == (4, 4, 16)

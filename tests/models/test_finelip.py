@@ -8,9 +8,9 @@ from transformers import CLIPVisionModelWithProjection as VisionModel
 
 from tests.models.test_checkpoints import longclip_state, open_clip_model
 from tulip_diffusion.models.finelip import (
-    FineLip,
-    FineLipConfig,
-    FineLipModel,
+    FineLIP,
+    FineLIPConfig,
+    FineLIPModel,
     ProjectedTokens,
     fine_score,
     first_eos,
@@ -49,8 +49,8 @@ def image_tower():
 
 def refinement(**changes):
     torch.manual_seed(2)
-    config = FineLipConfig(**{"projection_dim": 16, "slots": 3, "hidden_dim": 8, "initial_scale": 5.0, **changes})
-    return FineLipModel(config).eval()
+    config = FineLIPConfig(**{"projection_dim": 16, "slots": 3, "hidden_dim": 8, "initial_scale": 5.0, **changes})
+    return FineLIPModel(config).eval()
 
 
 def token_sets(rows, seed, tokens=5, dim=12):
@@ -185,7 +185,7 @@ def test_a_text_cut_before_its_end_is_refused():
 @pytest.mark.parametrize("kind", ["clip", "tulip"])
 def test_batch_mates_and_pads_do_not_change_a_text(kind, pad):
     encoder = tower() if kind == "clip" else tower(TulipTextModelWithProjection, TulipTextConfig)
-    finelip = FineLip(encoder, image_tower(), refinement())
+    finelip = FineLIP(encoder, image_tower(), refinement())
     long = 70 if kind == "clip" else 600
     rows = [[BOS, 320, BANG, 1125, EOS], [BOS, EOS], [BOS, *range(300, 300 + long), BANG, EOS]]
     ids = padded(rows, pad)
@@ -219,7 +219,7 @@ def test_saved_and_loaded_modules_are_the_same(tmp_path):
     model = refinement(initial_scale=3.0)
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path)
-    assert type(again) is FineLipModel and again.config.initial_scale == 3.0
+    assert type(again) is FineLIPModel and again.config.initial_scale == 3.0
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -15,7 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from tulip_diffusion.models.finelip import FineLipModel
+from tulip_diffusion.models.finelip import FineLIPModel
 from tulip_diffusion.models.text_encoder import TulipTextConfig, TulipTextModel, TulipTextModelWithProjection
 
 from .unet import build_scheduler
@@ -35,7 +35,7 @@ def export_encoder(first: Path, second: Path, target: Path) -> None:
         vision = CLIPVisionModelWithProjection.from_pretrained(tuned, dtype=torch.float16)
         vision.save_pretrained(target / "image_encoder_2")
     if (second / "finelip").is_dir():
-        FineLipModel.from_pretrained(second / "finelip", dtype=torch.float16).save_pretrained(target / "finelip_2")
+        FineLIPModel.from_pretrained(second / "finelip", dtype=torch.float16).save_pretrained(target / "finelip_2")
 
 
 def image_tower(folder: Path) -> CLIPVisionModelWithProjection:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
-from tulip_diffusion.models.finelip import FineLip, fine_score, load_finelip
+from tulip_diffusion.models.finelip import FineLIP, fine_score, load_finelip
 from tulip_diffusion.models.text_encoder import TulipTextConfig
 from tulip_diffusion.tokenization import load_tokenizer
 
@@ -49,7 +49,7 @@ def text_length(config: Any) -> int:
 
 def from_towers(
     name: str,
-    towers: ClipTowers | FineLip,
+    towers: ClipTowers | FineLIP,
     tokenizer: PreTrainedTokenizerBase,
     processor: Any = None,
     length: int | None = None,
@@ -94,8 +94,8 @@ class Functions(NamedTuple):
     score: Callable[[Tensor, Tensor], Tensor] | None
 
 
-def functions_of(towers: ClipTowers | FineLip) -> Functions:
-    if isinstance(towers, FineLip):
+def functions_of(towers: ClipTowers | FineLIP) -> Functions:
+    if isinstance(towers, FineLIP):
         return Functions(towers.encode_images, towers.encode_texts, fine_score)
     text_encoder, image_encoder, _ = towers
     assert image_encoder is not None

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, PreTrainedTokenizerBase
 
 from tulip_diffusion.models.checkpoints import ClipTowers
-from tulip_diffusion.pipelines.reading import table_length
+from tulip_diffusion.models.positions import table_length
 
 ENCODERS_HELP = "of the family, or files, folders and Hub ids of other CLIPs"
 TOKENS_AT_ONCE = 16384  # of a batch of texts, pads included

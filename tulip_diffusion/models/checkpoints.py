@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from .layouts import Towers, openai_name, to_openai, to_transformers
-from .text_encoder import TulipTextConfig, TulipTextModelWithProjection
+from .text_encoder import TulipTextConfig, TulipTextModelWithProjection, projecting_class
 
 logger = logging.get_logger(__name__)
 
@@ -243,14 +243,13 @@ def _towers(source: Source, layout: str, subfolder: str | None, rope: str | None
 
 
 def _text_encoder(towers: Towers, name: str, dtype: torch.dtype, config: dict[str, Any]) -> TextEncoder:
-    is_tulip = "position_encoding" in towers.text_config
-    model_class = TulipTextModelWithProjection if is_tulip else CLIPTextModelWithProjection
-    fields = _override((TulipTextConfig if is_tulip else CLIPTextConfig)(**towers.text_config), config)
+    config_class = TulipTextConfig if "position_encoding" in towers.text_config else CLIPTextConfig
+    fields = _override(config_class(**towers.text_config), config)
     weights = towers.text
     if "text_projection.weight" not in weights and towers.layout in ("sdxl", "transformers"):
         _warn_of_identity(name)
         weights = {**weights, "text_projection.weight": torch.eye(fields.hidden_size)}
-    return _build(model_class, fields, weights, name, towers.layout, dtype)
+    return _build(projecting_class(fields), fields, weights, name, towers.layout, dtype)
 
 
 def _image_encoder(
@@ -314,11 +313,9 @@ def _text_encoder_from_folder(
         fields = fields.text_config
     if fields.model_type not in ("clip_text_model", TulipTextConfig.model_type):
         raise ValueError(f"{folder} holds a {fields.model_type}; expected clip, clip_text_model or tulip_text_model.")
-    is_tulip = isinstance(fields, TulipTextConfig)
-    model_class = TulipTextModelWithProjection if is_tulip else CLIPTextModelWithProjection
     if (variant := _only_variant(Path(folder) / (subfolder or ""))) is not None:
         where["variant"] = variant
-    return _from_pretrained(model_class, folder, _override(fields, config), {"dtype": dtype, **where})
+    return _from_pretrained(projecting_class(fields), folder, _override(fields, config), {"dtype": dtype, **where})
 
 
 def _only_variant(folder: Path) -> str | None:

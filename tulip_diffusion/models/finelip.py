@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
-    CLIPTextConfig,
     CLIPVisionModelWithProjection,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,7 +24,7 @@ from transformers import (
 
 from .checkpoints import Source, TextEncoder, load_clip, load_image_encoder, load_text_encoder, read_checkpoint
 from .layouts import unwrap
-from .text_encoder import CLIP_EOS_TOKEN_ID
+from .positions import first_eos
 
 _recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # backward keeps no block
 NEGATIVE_SLOPE = 0.1
@@ -53,9 +52,9 @@ def slots_for(patches: int, ratio: float = 0.2) -> int:
 
 
 @strict
-class FineLipConfig(PreTrainedConfig):
+class FineLIPConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`FineLipModel`].
+    Configuration of a [`FineLIPModel`].
 
     Args:
         projection_dim (`int`, *optional*, defaults to 512):
@@ -80,7 +79,7 @@ class FineLipConfig(PreTrainedConfig):
 class TokenRefinement(nn.Module):
     """ATRM: X' = W X, where W = softmax over tokens of scale · MLP(LN X)ᵀ (FineLIP, section 3.2)."""
 
-    def __init__(self, config: FineLipConfig):
+    def __init__(self, config: FineLIPConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.projection_dim)
         self.fc1 = nn.Linear(config.projection_dim, config.hidden_dim)
@@ -103,7 +102,7 @@ class ProjectedTokens(NamedTuple):
     mask: Tensor | None = None  # (rows, tokens), True for tokens that count
 
 
-class FineLipModel(PreTrainedModel):
+class FineLIPModel(PreTrainedModel):
     """
     The refinement modules that stand beside a pair of CLIP towers.
 
@@ -111,11 +110,11 @@ class FineLipModel(PreTrainedModel):
     them with [`late_interaction`] or [`fine_score`].
     """
 
-    config: FineLipConfig
-    config_class = FineLipConfig
+    config: FineLIPConfig
+    config_class = FineLIPConfig
     base_model_prefix = "finelip"
 
-    def __init__(self, config: FineLipConfig):
+    def __init__(self, config: FineLIPConfig):
         super().__init__(config)
         self.image = TokenRefinement(config)
         self.text = TokenRefinement(config)
@@ -141,20 +140,6 @@ class FineLipModel(PreTrainedModel):
 def with_global(slots: Tensor, embeds: Tensor) -> Tensor:
     """Unit vectors (rows, slots + 1, dim), the global token last."""
     return F.normalize(torch.cat((slots, embeds[:, None]), dim=1), dim=-1)
-
-
-def first_eos(input_ids: Tensor, config: CLIPTextConfig) -> Tensor:
-    """Where each row's text ends, (rows,). Pads have no say: they may be EOS as well, or "!", which is a word.
-
-    Raises:
-        ValueError: a row has no EOS.
-    """
-    # CLIP's published configs say 2 and mean CLIP's own EOS.
-    eos = min(CLIP_EOS_TOKEN_ID, config.vocab_size - 1) if config.eos_token_id == 2 else config.eos_token_id
-    found = input_ids == eos
-    if not found.any(dim=-1).all():
-        raise ValueError(f"A text has no EOS (id {eos}) within its {input_ids.shape[1]} tokens; cut it before EOS.")
-    return found.int().argmax(dim=-1)
 
 
 def project_text(text_encoder: TextEncoder, states: Tensor, input_ids: Tensor) -> ProjectedTokens:
@@ -224,12 +209,12 @@ def slot_similarity(refined: Tensor) -> Tensor:
     return ((slots.sum(dim=1).square().sum(dim=-1) - count) / (count * (count - 1))).mean()
 
 
-class FineLip(NamedTuple):
+class FineLIP(NamedTuple):
     """A whole FineLIP: both towers and the refinement beside them."""
 
     text_encoder: TextEncoder
     image_encoder: CLIPVisionModelWithProjection
-    refinement: FineLipModel
+    refinement: FineLIPModel
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(images, channels, height, width) to unit vectors (images, slots + 1, dim)."""
@@ -241,7 +226,7 @@ class FineLip(NamedTuple):
         return self.refinement.refine_text(project_text(self.text_encoder, states, input_ids))
 
 
-def load_finelip(source: Source, **config: Any) -> FineLip:
+def load_finelip(source: Source, **config: Any) -> FineLIP:
     """Load what `train finelip` wrote, or a published checkpoint, in eval mode and float32.
 
     Args:
@@ -267,26 +252,26 @@ def load_finelip(source: Source, **config: Any) -> FineLip:
         raise ValueError("This FineLIP checkpoint's image tower is no ViT; its proj or conv1.weight is missing.")
     image, text = published_refinement(state, "aggr_net"), published_refinement(state, "cap_aggr_net")
     hidden_dim, projection_dim = image["fc1.weight"].shape
-    fields = FineLipConfig(projection_dim=projection_dim, slots=len(image["fc2.weight"]), hidden_dim=hidden_dim)
-    refinement = FineLipModel(fields).eval()
+    fields = FineLIPConfig(projection_dim=projection_dim, slots=len(image["fc2.weight"]), hidden_dim=hidden_dim)
+    refinement = FineLIPModel(fields).eval()
     for module, weights in ((refinement.image, image), (refinement.text, text)):
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"aggr_net and cap_aggr_net do not fit each other: {reason}") from error
-    return FineLip(towers.text_encoder, towers.image_encoder, refinement)
+    return FineLIP(towers.text_encoder, towers.image_encoder, refinement)
 
 
-def _from_folder(folder: Path) -> FineLip:
+def _from_folder(folder: Path) -> FineLIP:
     parts = {"config.json": folder, "image_encoder": folder / "image_encoder", FOLDER: folder / FOLDER}
     missing = [name for name, path in parts.items() if not (path / "config.json").is_file()]
     if missing:
         raise ValueError(f"{folder} is no FineLIP; it lacks {', '.join(missing)}. Train one with train finelip.")
-    return FineLip(
+    return FineLIP(
         load_text_encoder(folder),
         load_image_encoder(folder / "image_encoder"),
-        FineLipModel.from_pretrained(folder / FOLDER, dtype=torch.float32).eval(),
+        FineLIPModel.from_pretrained(folder / FOLDER, dtype=torch.float32).eval(),
     )
 
 
@@ -322,5 +307,5 @@ def published_refinement(state: Mapping[str, Tensor], prefix: str) -> dict[str, 
     }
 
 
-AutoConfig.register(FineLipConfig.model_type, FineLipConfig, exist_ok=True)
-AutoModel.register(FineLipConfig, FineLipModel, exist_ok=True)
+AutoConfig.register(FineLIPConfig.model_type, FineLIPConfig, exist_ok=True)
+AutoModel.register(FineLIPConfig, FineLIPModel, exist_ok=True)

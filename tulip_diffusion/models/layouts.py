@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .positions import CLIP_LENGTH, LONGCLIP_KEEP, LONGCLIP_LENGTH, default_eos
+
 LAYOUTS = ("openai", "open_clip", "tulip", "tulip_cope", "longclip", "finelip", "transformers", "sdxl")
-LONGCLIP_KEEP = 20  # rows that stay as they were; the others come from `positional_embedding_res`
 TEXT_TOWER = r"(token_embedding|positional_embedding|transformer|ln_final|text_projection)\b"
 # Beside the towers: sizes that OpenAI's archives store as tensors, temperatures, FineLIP's refinement modules.
 BESIDE_TOWERS = (
@@ -182,7 +183,13 @@ def _tulip_positions(text: Mapping[str, Tensor], layout: str, rope: str, stage_t
         return {"position_encoding": "cope", "max_position_embeddings": table.shape[-1]}
     rope_parameters: dict[str, dict[str, Any]] = {
         "released": {"rope_type": "default", "rope_theta": 10000.0},
-        "paper": {"rope_type": "ntk", "rope_theta": 10000.0, "alpha": 8.0, "base_length": 77, "length": 248},
+        "paper": {
+            "rope_type": "ntk",
+            "rope_theta": 10000.0,
+            "alpha": 8.0,
+            "base_length": CLIP_LENGTH,
+            "length": LONGCLIP_LENGTH,
+        },
     }
     if rope not in rope_parameters:
         raise ValueError(
@@ -190,7 +197,7 @@ def _tulip_positions(text: Mapping[str, Tensor], layout: str, rope: str, stage_t
         )
     return {
         "position_encoding": "rope",
-        "max_position_embeddings": 248 if stage_two else 77,
+        "max_position_embeddings": LONGCLIP_LENGTH if stage_two else CLIP_LENGTH,
         "rope_parameters": rope_parameters[rope],
     }
 
@@ -245,7 +252,7 @@ def text_config(text: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: a tensor that the sizes are read from is missing.
     """
     vocab_size, width = _needed(text, "token_embedding.weight").shape
-    eos = min(49407, vocab_size - 1)
+    eos = default_eos(vocab_size)
     fields = {
         "vocab_size": vocab_size,
         "hidden_size": width,

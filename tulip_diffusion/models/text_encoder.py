@@ -37,9 +37,9 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .attention_scaling import query_scale
 from .cope import ContextualPositions
+from .positions import CLIP_LENGTH, LONGCLIP_LENGTH, TULIP_MODEL_TYPE, eos_token_id, is_tulip
 from .rotary import rotary_cos_sin, rotate
 
-CLIP_EOS_TOKEN_ID = 49407
 NEW_ATTENTION_SCALING = "none"  # of encoders that `from_clip` makes; files that do not say theirs were trained without
 ROPE_KEYS = {"default": {"rope_theta"}, "ntk": {"rope_theta", "alpha", "base_length", "length"}}
 
@@ -67,17 +67,17 @@ class TulipTextConfig(CLIPTextConfig):
             Tokens up to which nothing is scaled: the teacher's window.
     """
 
-    model_type = "tulip_text_model"
+    model_type = TULIP_MODEL_TYPE
 
     position_encoding: str = "rope"
     rope_parameters: dict[str, Any] | None = None
     attention_scaling: str = "none"
-    attention_scaling_base: int = 77
+    attention_scaling_base: int = CLIP_LENGTH
 
     def __post_init__(self, **kwargs):
         given = dict(self.rope_parameters or {})
         if given.get("rope_type") == "ntk":
-            given = {"alpha": 8.0, "base_length": 77, "length": 248, **given}
+            given = {"alpha": 8.0, "base_length": CLIP_LENGTH, "length": LONGCLIP_LENGTH, **given}
         self.rope_parameters = given  # a copy: transformers fills in defaults, and the caller's dict is not ours
         super().__post_init__(**kwargs)
 
@@ -253,11 +253,7 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
         self.embeddings = TulipTextEmbeddings(config)  # type: ignore[assignment]
         self.encoder = TulipEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        # The configs that CLIP and SDXL were published with say 2 and mean "the largest id", which a textual
-        # inversion's token would be.
-        self.eos_token_id = (
-            min(CLIP_EOS_TOKEN_ID, config.vocab_size - 1) if config.eos_token_id == 2 else config.eos_token_id
-        )
+        self.eos_token_id = eos_token_id(config)  # CLIPTextModel pools at the largest id where a config says 2
         self.post_init()
         maybe_install_capturing_hooks(self)  # transformers waits for the first use, which torch.compile cannot trace
 
@@ -327,6 +323,11 @@ class TulipTextModelWithProjection(TulipPreTrainedModel, CLIPTextModelWithProjec
 
     def forward(self, input_ids: Tensor | None = None, **kwargs) -> CLIPTextModelOutput:
         return super().forward(input_ids=input_ids, **kwargs)
+
+
+def projecting_class(config: CLIPTextConfig) -> type[TulipTextModelWithProjection | CLIPTextModelWithProjection]:
+    """The …WithProjection class that `config` belongs to. For those without, `AutoModelForTextEncoding` knows."""
+    return TulipTextModelWithProjection if is_tulip(config) else CLIPTextModelWithProjection
 
 
 def from_clip(

@@ -1,7 +1,7 @@
 """What TULIP is compared with, in the same loop: CLIP fine-tuned on long captions, and Long-CLIP."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
@@ -10,13 +10,27 @@ from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.positions import LONGCLIP_KEEP
 
+from .batches import long_batch, pad_ids, padding_id
 from .captions import CaptionCutter
 from .config import FinetuneArguments, LongCLIPArguments
 from .contrastive import ContrastiveStage, Features
-from .loop import Figures, build_accelerator, run_stage
+from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components
-from .teacher import long_batch, pad_ids
+from .stage import Chunk, Figures
 from .towers import Pair, pair_batch, stretch_positions
+
+
+@dataclass(frozen=True)
+class BaselineCollate:
+    """Makes a chunk of pairs: images, short texts, and long ones if asked for."""
+
+    pad_id: int
+    with_long: bool = False
+
+    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
+        cuts = [pair.cut for pair in pairs]
+        batch = pair_batch(pairs) | {"short_ids": pad_ids([cut.short_ids for cut in cuts], self.pad_id)}
+        return batch | long_batch(cuts, self.pad_id, range(len(cuts))) if self.with_long else batch
 
 
 class Finetuning(ContrastiveStage):
@@ -34,9 +48,7 @@ class Finetuning(ContrastiveStage):
         window = towers.text_encoder.config.max_position_embeddings
         cutter = CaptionCutter(tokenizer, window, window, short="cut", sub_captions="none", seed=arguments.seed)
         super().__init__(towers.text_encoder, towers, tokenizer, data, cutter, arguments)
-
-    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        return pair_batch(pairs) | {"short_ids": pad_ids([pair.cut.short_ids for pair in pairs], self.pad_id)}
+        self.collate = BaselineCollate(padding_id(tokenizer, "eos"))
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         loss = contrastive_loss(features["image"], features["short"], logit_scale, self.arguments.label_smoothing)
@@ -59,11 +71,7 @@ class LongCLIP(ContrastiveStage):
             tokenizer, window, window, short="first-sentence", sub_captions="none", seed=arguments.seed
         )
         super().__init__(towers.text_encoder, towers, tokenizer, data, cutter, arguments)
-
-    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        cuts = [pair.cut for pair in pairs]
-        short = {"short_ids": pad_ids([cut.short_ids for cut in cuts], self.pad_id)}
-        return pair_batch(pairs) | short | long_batch(cuts, self.pad_id, range(len(cuts)))
+        self.collate = BaselineCollate(padding_id(tokenizer, "eos"), with_long=True)
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         smoothing = self.arguments.label_smoothing

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from .config import CaptionArguments
+
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 MOST_MOVING_CANDIDATES = 3  # partitions that the most-moving choice picks from
 
@@ -59,6 +61,11 @@ class CutCaption:
     short_ids: list[int]  # at most `window` tokens, read by both
     long_ids: list[int]  # at most `length` tokens, read by the student
     sub_captions: list[SubCaption] = field(default_factory=list)  # read by the teacher; empty if all fits its window
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longer text."""
+        return max(len(self.short_ids), len(self.long_ids))
 
 
 def split_sentences(caption: str) -> list[str]:
@@ -202,3 +209,23 @@ class CaptionCutter:
                 pieces.append(Piece(start=1 + len(ids), place=tokenized.places[sentence], count=len(tokens)))
             ids += tokens
         return SubCaption(self.enclose(ids), pieces)
+
+
+def caption_cutter(
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: CaptionArguments,
+    seed: int,
+    window: int,
+    short: str,
+    far: bool = True,
+) -> CaptionCutter:
+    """The cutter that a stage's arguments ask for; without `far` the teacher reads short texts alone."""
+    return CaptionCutter(
+        tokenizer,
+        length=max(arguments.length, window),
+        window=window,
+        short=short,
+        sub_captions=arguments.sub_captions if far and arguments.length > window else "none",
+        candidates=MOST_MOVING_CANDIDATES if arguments.subset_choice == "most-moving" else 1,
+        seed=seed,
+    )

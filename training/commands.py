@@ -46,7 +46,7 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
 
     from tulip_diffusion.data import open_captions
 
-    from . import sources as load
+    from . import loading as load
 
     arguments = pick(STAGES[stage][0], namespace)
     sources = pick(Sources, namespace)

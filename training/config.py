@@ -41,6 +41,10 @@ class LoopArguments:
     chunk_size: int | None = option(
         None, "Captions that one process runs through the model at once; the result is that of the whole batch."
     )
+    chunk_tokens: int | None = option(
+        None,
+        "Tokens, padding included, that one process runs through the model at once; captions are sorted by length.",
+    )
     learning_rate: float = option(5e-4, "Peak learning rate of AdamW.")
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only.")
     adam_beta1: float = option(0.9, "AdamW's first moment decay.")
@@ -63,9 +67,11 @@ class LoopArguments:
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", "Experiment tracker.")
 
     def __post_init__(self):
-        for name in ("batch_size", "save_every", "keep_last", "log_every"):
-            if getattr(self, name) < 1:
+        for name in ("batch_size", "steps", "chunk_size", "chunk_tokens", "save_every", "keep_last", "log_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
+        if self.epochs <= 0:
+            raise ValueError(f"epochs must be more than 0, got {self.epochs}.")
         for name in ("learning_rate", "weight_decay", "warmup_steps", "num_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -94,6 +100,10 @@ class CaptionArguments:
 class DistillArguments(LoopArguments, CaptionArguments):
     """Stage 1, relative position distillation."""
 
+    chunk_tokens: int | None = option(
+        8192,
+        "Tokens, padding included, that one process runs through the model at once; captions are sorted by length.",
+    )
     objective: Literal["default", "paper"] = option(
         "default", "default also matches the penultimate token states that SDXL reads; paper the pooled state alone."
     )

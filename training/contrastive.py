@@ -24,9 +24,8 @@ from tulip_diffusion.models.checkpoints import ClipTowers
 
 from .captions import CaptionCutter
 from .config import ContrastiveArguments
-from .distill import StudentReader, TextStates, prepare_tower, unprefixed
-from .loop import Figures, Stage
-from .teacher import padding_id
+from .stage import Chunk, Figures, Stage
+from .student import StudentReader, TextStates, prepare_tower, unprefixed
 from .towers import PairRows, image_processor, join_positions, save_image_tower
 
 LOGIT_SCALE_LIMIT = math.log(100)  # CLIP's clamp
@@ -104,36 +103,40 @@ class ContrastiveStage(Stage):
             prepare_tower(tower, arguments, trained=arguments.train in ("both", name))
         self.module = TwoTowers(self.text, self.image, towers.logit_scale)
         self.rows = PairRows(data, image_processor(self.image), cutter, draws)
-        self.pad_id = padding_id(tokenizer, getattr(arguments, "pad", "eos"))
 
     @abstractmethod
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         """The loss of all pairs of all processes."""
 
-    def extra_loss(self, reading: Reading, chunk: dict, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+    def extra_loss(self, reading: Reading, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
         """What is a mean over captions and so needs no other chunk's features."""
         return 0.0, {}
 
-    def read(self, module: nn.Module, chunk: dict) -> tuple[Reading, Features]:
+    def read(self, module: nn.Module, chunk: Chunk) -> tuple[Reading, Features]:
         reading = module(chunk["pixel_values"], chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
         features = {"image": reading.image_embeds, "short": reading.text.short_embeds}
         if reading.text.long_embeds is not None:
             features["long"] = reading.text.long_embeds
         return reading, {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
 
-    def prepare(self, module: nn.Module, chunks: list[dict], accelerator: Accelerator) -> list[dict]:
-        """Give every chunk the gradient of its features, from a first pass without a graph. One chunk needs none."""
+    def prepare(self, module: nn.Module, chunks: list[Chunk], accelerator: Accelerator) -> list[Chunk]:
+        """Give every chunk the gradient of its features, from a first pass without a graph. One chunk needs none.
+
+        Repeated chunks are read too, because FSDP waits for every process, but add no features.
+        """
         if len(chunks) == 1:
             return chunks
         parts: list[Features] = []
         for chunk in chunks:
             with torch.no_grad():
                 reading, features = self.read(module, chunk)
-            parts.append(features)  # alone: token states of a whole batch would fill the memory
+            if chunk["captions"]:
+                parts.append(features)  # alone: token states of a whole batch would fill the memory
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         gradients = self.gradients(whole, reading.logit_scale, accelerator)
-        slices = chunk_slices(chunks)
-        return [chunk | {"gradients": gradients.of(rows)} for chunk, rows in zip(chunks, slices, strict=True)]
+        return [
+            chunk | {"gradients": gradients.of(rows)} for chunk, rows in zip(chunks, chunk_slices(chunks), strict=True)
+        ]
 
     def gradients(self, features: Features, logit_scale: Tensor, accelerator: Accelerator) -> FeatureGradients:
         """Loss of all processes' features, and its gradients with respect to this process's and to the scale."""
@@ -147,12 +150,14 @@ class ContrastiveStage(Stage):
         by_name = dict(zip(gathered, of_features, strict=True))
         return FeatureGradients(by_name, of_scale, loss.detach(), figures).of(mine)
 
-    def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
-        """A scalar whose gradient is the chunk's part of the batch's; the loop averages over chunks and processes."""
+    def loss(self, module: nn.Module, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor, Figures]:
+        """A scalar whose gradient is the chunk's part of the batch's loss."""
         reading, features = self.read(module, chunk)
         gradients = chunk.get("gradients") or self.gradients(features, reading.logit_scale, accelerator)
-        parts = accelerator.num_processes * accelerator.gradient_accumulation_steps
-        surrogate = (reading.logit_scale * gradients.scale).sum()  # every part adds the whole gradient: their mean
+        # The loop takes the mean over all captions. Every chunk adds the scale's whole gradient, but of the features'
+        # only that of its own captions, which therefore counts `parts` times.
+        parts = self.arguments.batch_size / len(features["image"])
+        surrogate = (reading.logit_scale * gradients.scale).sum()
         for name, value in features.items():
             surrogate = surrogate + parts * (value * gradients.features[name]).sum()
         extra, figures = self.extra_loss(reading, chunk, accelerator)
@@ -171,10 +176,10 @@ class ContrastiveStage(Stage):
         return {"logit_scale": weights["logit_scale"].item()}
 
 
-def chunk_slices(chunks: Sequence[dict]) -> list[slice]:
-    """Where each chunk's pairs stand among those of the step."""
+def chunk_slices(chunks: Sequence[Chunk]) -> list[slice]:
+    """Where each chunk's pairs stand among those of the step; a chunk of no captions repeats the first."""
     slices, start = [], 0
     for chunk in chunks:
-        slices.append(slice(start, start + chunk["captions"]))
+        slices.append(slice(start, start + chunk["captions"]) if chunk["captions"] else slices[0])
         start += chunk["captions"]
     return slices

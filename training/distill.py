@@ -5,119 +5,63 @@ SDXL reads token states, so by default those are matched too, on texts of mixed 
 beyond the teacher's window on sub-captions that the teacher can read.
 """
 
-import copy
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
-from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
+from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+from tulip_diffusion.provenance import weights_hash
 
-from .captions import MOST_MOVING_CANDIDATES, CaptionCutter, CutCaption
-from .config import DistillArguments, ExpandArguments, LoopArguments
-from .loop import Figures, Stage, build_accelerator, run_stage, total_steps
-from .losses import POOLED_LOSSES, aligned_token_error, relative_squared_error
-from .teacher import (
-    Batch,
-    Targets,
-    Teacher,
-    long_batch,
-    padding_id,
-    refuse_shared_weights,
-    short_batch,
-    sub_caption_batch,
-)
-from .teacher_cache import TeacherCache, open_teacher_cache
+from .batches import CutRow, CutRows, long_batch, padding_id, short_batch, sub_caption_batch
+from .captions import CaptionCutter, caption_cutter
+from .config import DistillArguments
+from .loop import build_accelerator, run_stage, total_steps
+from .losses import POOLED_LOSSES
+from .stage import Chunk, Figures, Stage
+from .student import StudentReader, hidden_figures, new_student, prepare_tower, refuse_shared_weights, unprefixed
+from .teacher import Targets, Teacher
+from .teacher_cache import TeacherCache, hash_parts
 
+logger = get_logger(__name__)
 
-class TextStates(NamedTuple):
-    """A student's reading of a chunk: projected pooled states and penultimate token states."""
-
-    short_embeds: Tensor  # (captions, projection_dim)
-    short_states: Tensor  # (captions, window, width)
-    long_embeds: Tensor | None = None  # (long captions, projection_dim)
-    long_states: Tensor | None = None  # (long captions, tokens, width)
+ESTIMATED_FROM = 64  # captions that the cache's size is estimated from
 
 
-class StudentReader(nn.Module):
-    """Reads short and long texts in one call, so that a data-parallel wrapper sees one forward a chunk."""
+@dataclass(frozen=True)
+class DistillCollate:
+    """Makes a chunk of cut captions: the student's texts, and the teacher's or, from `cache`, its outputs."""
 
-    def __init__(self, student: TulipTextModelWithProjection):
-        super().__init__()
-        self.student = student
+    rows: int  # of the whole data
+    pad_id: int
+    window: int
+    with_long: bool
+    cache: TeacherCache | None = None
 
-    def forward(
-        self, short_ids: Tensor, long_ids: Tensor | None = None, long_mask: Tensor | None = None
-    ) -> TextStates:
-        short = self.student(short_ids, output_hidden_states=True)
-        if long_ids is None:
-            return TextStates(short.text_embeds, short.hidden_states[-2])
-        long = self.student(long_ids, attention_mask=long_mask, output_hidden_states=True)
-        return TextStates(short.text_embeds, short.hidden_states[-2], long.text_embeds, long.hidden_states[-2])
-
-
-class CutRows(Dataset):
-    """(row, epoch) to (row, draw, the caption cut for that draw)."""
-
-    def __init__(self, data: CaptionData, cutter: CaptionCutter, draws: int):
-        self.data, self.cutter, self.draws = data, cutter, draws
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int, CutCaption]:
-        row, epoch = key
-        draw = epoch % self.draws
-        return row, draw, self.cutter(self.data.captions[row], row, draw)
-
-
-def new_student(teacher: CLIPTextModelWithProjection, arguments: DistillArguments) -> TulipTextModelWithProjection:
-    """A student with the teacher's weights, all but the positions, in memory of its own."""
-    config: dict[str, Any] = {"position_encoding": arguments.position_encoding}
-    if arguments.position_encoding == "cope":
-        config["max_position_embeddings"] = arguments.length
-    return copy.deepcopy(from_clip(teacher, **config))
-
-
-def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: bool = True) -> None:
-    """Put `tower` into training mode with master weights in float32, `trained` or frozen as a whole."""
-    tower.float().requires_grad_(trained).train()
-    tower.set_attn_implementation(arguments.attn)
-    if arguments.gradient_checkpointing:
-        tower.gradient_checkpointing_enable()
-
-
-def hidden_figures(states: TextStates, targets: Targets, batch: Batch) -> Figures:
-    """The per-token terms: relative squared error of the penultimate states, in short texts and in long ones."""
-    assert targets.short_states is not None
-    figures = {"short_error": relative_squared_error(states.short_states, targets.short_states).mean()}
-    if states.long_states is not None:
-        assert targets.token_row is not None and targets.token_states is not None
-        rows = targets.token_row
-        student = states.long_states[batch["long_of_row"][rows], targets.token_place]
-        figures["long_error"] = aligned_token_error(student, targets.token_states, rows, len(batch["long_of_row"]))
-    return figures
-
-
-def caption_cutter(
-    tokenizer: PreTrainedTokenizerBase, arguments: DistillArguments | ExpandArguments, window: int, short: str
-) -> CaptionCutter:
-    return CaptionCutter(
-        tokenizer,
-        length=max(arguments.length, window),
-        window=window,
-        short=short,
-        sub_captions=arguments.sub_captions if arguments.length > window else "none",
-        candidates=MOST_MOVING_CANDIDATES if arguments.subset_choice == "most-moving" else 1,
-        seed=arguments.seed,
-    )
+    def __call__(self, items: Sequence[CutRow]) -> Chunk:
+        cuts = [item.cut for item in items]
+        batch: Chunk = {"captions": len(cuts), "tokens": sum(len(cut.short_ids) for cut in cuts)}
+        batch |= short_batch(cuts, self.pad_id, self.window)
+        if self.with_long:
+            # FSDP needs every process to take the same path, so there is always a long text, if only to be read.
+            rows = [row for row, cut in enumerate(cuts) if len(cut.long_ids) > self.window] or [0]
+            batch |= long_batch(cuts, self.pad_id, rows)
+            batch["tokens"] += sum(len(cuts[row].long_ids) for row in rows)
+        if self.cache is not None:
+            batch["targets"] = self.cache.read([item.draw * self.rows + item.row for item in items])
+        elif self.with_long:
+            batch |= sub_caption_batch(cuts, self.pad_id)
+        return batch
 
 
 class Distillation(Stage):
@@ -148,46 +92,101 @@ class Distillation(Stage):
         teacher.set_attn_implementation(arguments.attn)
         self.teacher = Teacher(teacher, arguments.objective, arguments.subset_choice == "most-moving")
         self.module = StudentReader(self.student)
-        self.cutter = caption_cutter(tokenizer, arguments, self.teacher.window, "cut" if self.paper else "prefix")
-        self.with_long = not self.paper and arguments.length > self.teacher.window
-        if self.paper:
-            self.cutter.sub_captions = "none"
-        if self.with_long:
+        self.cutter = self.build_cutter()
+        with_long = not self.paper and arguments.length > self.teacher.window
+        if with_long:
             for config in (self.student.config, self.student.text_model.config):
                 config.max_position_embeddings = arguments.length  # for RoPE, the tokens that it was trained for
         self.draws = 1 if self.paper else arguments.subset_draws
         self.rows = CutRows(data, self.cutter, self.draws)
-        self.pad_id = padding_id(tokenizer, arguments.pad)
-        self.cache: TeacherCache | None = None
+        self.collate: DistillCollate = DistillCollate(
+            len(data), padding_id(tokenizer, arguments.pad), self.teacher.window, with_long
+        )
+
+    def build_cutter(self) -> CaptionCutter:
+        short = "cut" if self.paper else "prefix"
+        return caption_cutter(
+            self.tokenizer, self.arguments, self.arguments.seed, self.teacher.window, short, far=not self.paper
+        )
 
     def begin(self, accelerator: Accelerator) -> None:
         self.teacher.encoder.to(accelerator.device)
-        epochs = total_steps(self.arguments, len(self.data)) * self.arguments.batch_size / len(self.data)
-        self.cache = open_teacher_cache(self, epochs, accelerator)
-        if self.cache is not None:
+        if (cache := self.open_cache(accelerator)) is not None:
+            self.collate = replace(self.collate, cache=cache)
             self.teacher.encoder.cpu()
 
-    def collate(self, items: Sequence[tuple[int, int, CutCaption]]) -> dict[str, Any]:
-        cuts = [cut for _, _, cut in items]
-        batch: dict[str, Any] = short_batch(cuts, self.pad_id, self.teacher.window)
-        tokens = sum(len(cut.short_ids) for cut in cuts)
-        if self.with_long:
-            # FSDP needs every process to take the same path, so there is always a long text, if only to be read.
-            rows = [row for row, cut in enumerate(cuts) if len(cut.long_ids) > self.teacher.window] or [0]
-            batch |= long_batch(cuts, self.pad_id, rows)
-            tokens += sum(len(cuts[row].long_ids) for row in rows)
-            if self.cache is None:
-                batch |= sub_caption_batch(cuts, self.pad_id)
-        entries = [draw * len(self.data) + row for row, draw, _ in items]
-        return batch | {"captions": len(cuts), "tokens": tokens, "entries": entries}
+    def open_cache(self, accelerator: Accelerator) -> TeacherCache | None:
+        """The cache that `teacher_cache` asks for, filled; None where the teacher runs at every step.
 
-    def targets(self, chunk: dict[str, Any], accelerator: Accelerator) -> Targets:
-        if self.cache is not None:
-            return self.cache.targets(chunk["entries"], accelerator.device)
+        "auto" makes one where a cut is read more than once and there is room for it.
+
+        Raises:
+            ValueError: the named folder holds another run's cache.
+            OSError: the named folder has no room.
+        """
+        arguments = self.arguments
+        asked, auto = arguments.teacher_cache, arguments.teacher_cache == "auto"
+        epochs = total_steps(arguments, len(self.data)) * arguments.batch_size / len(self.data)
+        if asked == "off" or (auto and epochs <= self.draws):
+            return None
+        cache = TeacherCache(Path(arguments.output_dir, "teacher-cache") if auto else Path(asked), self.manifest())
+        if cache.missing():
+            needed = self.estimate_bytes(cache.entries)
+            text = f"Teacher cache in {cache.folder}: about {needed / 1e9:.2f} GB for {cache.entries} entries"
+            accelerator.print(text)
+            if needed > 0.95 * (free := cache.free_bytes()):
+                if auto:
+                    logger.warning("No room for the teacher cache; the teacher runs at every step.")
+                    return None
+                raise OSError(
+                    f"{text}, but {free / 1e9:.1f} GB are free. Use fewer --subset-draws, another folder, "
+                    "or --teacher-cache off."
+                )
+            cache.fill(lambda entries: self.compute(entries, accelerator), accelerator)
+        return cache
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything that cached outputs depend on."""
+        arguments, cutter, encoder = self.arguments, self.cutter, self.teacher.encoder
+        config = {k: v for k, v in encoder.config.to_dict().items() if k not in ("transformers_version", "dtype")}
+        return {
+            "format": 1,
+            "teacher": weights_hash(encoder),
+            "teacher_config": hash_parts(json.dumps(config, sort_keys=True, default=str)),
+            "tokenizer": hash_parts(self.tokenizer.backend_tokenizer.to_str(), str(self.collate.pad_id)),  # type: ignore[attr-defined]
+            "data": hash_parts(*self.data.captions),
+            "rows": len(self.data),
+            "draws": self.draws,
+            "objective": arguments.objective,
+            "cut": [cutter.length, cutter.window, cutter.short, cutter.sub_captions, cutter.candidates, cutter.seed],
+            "subset_choice": arguments.subset_choice,
+            "precision": arguments.mixed_precision,
+            "dtype": arguments.teacher_cache_dtype,
+        }
+
+    def estimate_bytes(self, entries: int) -> int:
+        """Size of the whole cache, from the first captions' cuts. Every far token is stored once a cut."""
+        config, window = self.teacher.encoder.config, self.teacher.window
+        per_entry = config.projection_dim
+        if not self.paper:
+            cuts = [self.rows[row, 0].cut for row in range(min(ESTIMATED_FROM, len(self.data)))]
+            matched = sum(piece.count for cut in cuts for sub in cut.sub_captions for piece in sub.pieces)
+            per_entry += (window + matched / len(cuts)) * config.hidden_size
+        return int(2 * per_entry * entries)
+
+    def compute(self, entries: Sequence[int], accelerator: Accelerator) -> Targets:
+        """The teacher's outputs for entries of the cache: entry e is row e % rows in draw e // rows."""
+        keys = [divmod(entry, len(self.data)) for entry in entries]
+        chunk = self.collate([self.rows[row, draw] for draw, row in keys])
+        return self.targets(send_to_device(chunk, accelerator.device), accelerator)
+
+    def targets(self, chunk: Chunk, accelerator: Accelerator) -> Targets:
+        if "targets" in chunk:
+            return Targets(**chunk["targets"]).float()
         with accelerator.autocast():
             return self.teacher.targets(chunk)
 
-    def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
+    def loss(self, module: nn.Module, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor, Figures]:
         targets = self.targets(chunk, accelerator)
         states = module(chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
         loss = POOLED_LOSSES[self.arguments.pooled_loss](states.short_embeds.float(), targets.pooled)
@@ -203,11 +202,6 @@ class Distillation(Stage):
         self.student.save_pretrained(folder, state_dict=unprefixed(weights, "student."))
         self.tokenizer.save_pretrained(folder)
         return {"objective": self.arguments.objective, "window": self.teacher.window}
-
-
-def unprefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The part of `weights` under `prefix`, without it."""
-    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def distill(

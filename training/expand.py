@@ -6,6 +6,7 @@ anchor, because the contrastive losses see pooled states alone and would undo wh
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
+from .batches import long_batch, padding_id, short_batch, sub_caption_batch
+from .captions import caption_cutter
 from .config import ExpandArguments
 from .contrastive import ContrastiveStage, Features, Reading
-from .distill import caption_cutter, hidden_figures
-from .loop import Figures, build_accelerator, run_stage
+from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
-from .teacher import Teacher, long_batch, refuse_shared_weights, short_batch, sub_caption_batch
+from .stage import Chunk, Figures
+from .student import hidden_figures, refuse_shared_weights
+from .teacher import Teacher
 from .towers import Pair, pair_batch
 
 
@@ -58,6 +62,21 @@ def expand_positions(student: TulipTextModelWithProjection, window: int, length:
         }
 
 
+@dataclass(frozen=True)
+class ExpandCollate:
+    """Makes a chunk of pairs: images, short and long texts, and what the teacher reads where there is an anchor."""
+
+    pad_id: int
+    window: int
+    anchored: bool
+
+    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
+        cuts = [pair.cut for pair in pairs]
+        batch = pair_batch(pairs) | short_batch(cuts, self.pad_id, self.window)
+        batch |= long_batch(cuts, self.pad_id, range(len(cuts)))
+        return batch | sub_caption_batch(cuts, self.pad_id) if self.anchored else batch
+
+
 class Expansion(ContrastiveStage):
     """Stage 2. `towers` are the CLIP that `student` came from: image tower, and teacher of the anchor."""
 
@@ -75,25 +94,18 @@ class Expansion(ContrastiveStage):
         refuse_shared_weights(student, towers.text_encoder)
         window = towers.text_encoder.config.max_position_embeddings
         expand_positions(student, window, max(arguments.length, window), arguments.ntk_alpha)
-        cutter = caption_cutter(tokenizer, arguments, window, arguments.short_captions)
         self.anchored = arguments.anchor_weight > 0 and arguments.train != "image"
-        if not self.anchored:
-            cutter.sub_captions = "none"
+        cutter = caption_cutter(
+            tokenizer, arguments, arguments.seed, window, arguments.short_captions, far=self.anchored
+        )
         towers.text_encoder.set_attn_implementation(arguments.attn)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(student, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
+        self.collate = ExpandCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
 
     def begin(self, accelerator: Accelerator) -> None:
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
-
-    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        cuts = [pair.cut for pair in pairs]
-        batch = pair_batch(pairs) | short_batch(cuts, self.pad_id, self.teacher.window)
-        batch |= long_batch(cuts, self.pad_id, range(len(cuts)))
-        if self.anchored:
-            batch |= sub_caption_batch(cuts, self.pad_id)
-        return batch
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         short, long = (
@@ -109,7 +121,7 @@ class Expansion(ContrastiveStage):
         weight = self.arguments.short_weight
         return weight * short + (1 - weight) * long, {"short_loss": short.detach(), "long_loss": long.detach()}
 
-    def extra_loss(self, reading: Reading, chunk: dict, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+    def extra_loss(self, reading: Reading, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
         if not self.anchored:
             return 0.0, {}
         with accelerator.autocast():

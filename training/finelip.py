@@ -5,6 +5,7 @@ The refinement modules learn fast, the towers slowly. The loss is a triplet loss
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +31,15 @@ from tulip_diffusion.models.finelip import (
 from tulip_diffusion.models.positions import LONGCLIP_KEEP
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
+from .batches import long_batch, padding_id, short_batch, sub_caption_batch
+from .captions import caption_cutter
 from .config import FineLIPArguments
 from .contrastive import ContrastiveStage, Features, TwoTowers
-from .distill import TextStates, caption_cutter, hidden_figures, unprefixed
-from .loop import Figures, build_accelerator, run_stage
+from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
-from .teacher import Teacher, long_batch, refuse_shared_weights, short_batch, sub_caption_batch
+from .stage import Chunk, Figures
+from .student import TextStates, hidden_figures, refuse_shared_weights, unprefixed
+from .teacher import Teacher
 from .towers import Pair, pair_batch, stretch_positions
 
 HIDDEN_SHARE = 0.2  # of the tokens' width, inside the refinement's MLP
@@ -95,6 +99,22 @@ class FineTowers(TwoTowers):
         return FineReading(image, text, self.logit_scale.exp(), states)
 
 
+@dataclass(frozen=True)
+class FineLipCollate:
+    """Makes a chunk of pairs: images and long texts, and with an anchor the texts that it holds in place."""
+
+    pad_id: int
+    window: int
+    anchored: bool
+
+    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
+        cuts = [pair.cut for pair in pairs]
+        batch = pair_batch(pairs) | long_batch(cuts, self.pad_id, range(len(cuts)))
+        if self.anchored:
+            batch |= short_batch(cuts, self.pad_id, self.window) | sub_caption_batch(cuts, self.pad_id)
+        return batch
+
+
 class FineAlignment(ContrastiveStage):
     """FineLIP. `towers` are a CLIP; `student` is a TULIP encoder made of its text tower, or None to stretch it.
 
@@ -124,12 +144,11 @@ class FineAlignment(ContrastiveStage):
                     f"Stretched, this CLIP has {text.config.max_position_embeddings} positions, fewer than --length "
                     f"{arguments.length}. Ask for fewer, or name a TULIP encoder with --student."
                 )
-        cutter = caption_cutter(tokenizer, arguments, window, "prefix")  # type: ignore[arg-type]
-        if not self.anchored:
-            cutter.sub_captions = "none"
+        cutter = caption_cutter(tokenizer, arguments, arguments.seed, window, "prefix", far=self.anchored)
         towers.text_encoder.set_attn_implementation(arguments.attn)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(text, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
+        self.collate = FineLipCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
         self.refinement = new_refinement(towers, arguments)
         self.module = FineTowers(self.text, self.image, towers.logit_scale, self.refinement)  # type: ignore[arg-type]
 
@@ -140,14 +159,7 @@ class FineAlignment(ContrastiveStage):
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
 
-    def collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
-        cuts = [pair.cut for pair in pairs]
-        batch = pair_batch(pairs) | long_batch(cuts, self.pad_id, range(len(cuts)))
-        if self.anchored:
-            batch |= short_batch(cuts, self.pad_id, self.teacher.window) | sub_caption_batch(cuts, self.pad_id)
-        return batch
-
-    def read(self, module: nn.Module, chunk: dict) -> tuple[FineReading, Features]:  # type: ignore[override]
+    def read(self, module: nn.Module, chunk: Chunk) -> tuple[FineReading, Features]:  # type: ignore[override]
         reading = module(chunk["pixel_values"], chunk["long_ids"], chunk["long_mask"], chunk.get("short_ids"))
         return reading, {"image": reading.image_tokens.float(), "long": reading.text_tokens.float()}
 
@@ -160,7 +172,7 @@ class FineAlignment(ContrastiveStage):
         whole = contrastive_loss(images[:, -1], texts[:, -1], logit_scale, self.arguments.label_smoothing)
         return loss + self.arguments.global_weight * whole, figures | {"global_loss": whole.detach()}
 
-    def extra_loss(self, reading: Any, chunk: dict, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+    def extra_loss(self, reading: Any, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
         tokens = {"image": reading.image_tokens, "text": reading.text_tokens}
         figures = {f"{name}_slot_similarity": slot_similarity(value.detach()) for name, value in tokens.items()}
         extra: Tensor | float = 0.0

@@ -4,8 +4,7 @@ import json
 import math
 import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,57 +17,19 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, s
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from tulip_diffusion.data import CaptionData, SkippedRows
+from tulip_diffusion.data import SkippedRows
 
+from .batches import StepCollate
 from .checkpointing import StopSignal, load_checkpoint, refuse_old_checkpoints, save_checkpoint
 from .config import LoopArguments
-from .order import ShuffledChunks
+from .sampler import ShuffledSteps
+from .saving import write_product
+from .stage import Chunk, Stage
 
 logger = get_logger(__name__)
-
-Figures = dict[str, Tensor]
-
-
-class Stage(ABC):
-    """What a stage gives the loop.
-
-    `module` holds everything that trains and is called through its own `forward` alone, because that is where DDP and
-    FSDP average gradients. Items of `rows` are found by (row, epoch), and `collate` makes a chunk of them.
-    """
-
-    name: str
-    module: nn.Module
-    data: CaptionData
-    rows: Dataset
-
-    @abstractmethod
-    def collate(self, items: Sequence[Any]) -> dict[str, Any]:
-        """A chunk of `items`, with its number of `captions` and `tokens`."""
-
-    def learning_rates(self) -> dict[str, float]:
-        """Peak rates of parts that do not learn at `learning_rate`, by how their names in `module` begin."""
-        return {}
-
-    def begin(self, accelerator: Accelerator) -> None:
-        """Once, before the first step: move what is not in `module` to the device, fill caches."""
-
-    def prepare(self, module: nn.Module, chunks: list[dict], accelerator: Accelerator) -> list[dict]:
-        """Before the backward passes of a step: what the chunks have to know of each other."""
-        return chunks
-
-    @abstractmethod
-    def loss(self, module: nn.Module, chunk: dict, accelerator: Accelerator) -> tuple[Tensor, Figures]:
-        """A chunk's loss; the step minimises the mean over its chunks and over the processes."""
-
-    def after_step(self, module: nn.Module) -> None:
-        """After each optimiser step, with `module` unwrapped."""
-
-    @abstractmethod
-    def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
-        """Write the product into `folder`; `weights` is the module's state. Returns what run.json should say."""
 
 
 def build_accelerator(arguments: LoopArguments) -> Accelerator:
@@ -76,18 +37,18 @@ def build_accelerator(arguments: LoopArguments) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier stage in this process may have had another precision
     cpu = not torch.accelerator.is_available()  # without being told, accelerate ignores torchrun on a CPU
     processes = PartialState(cpu=cpu).num_processes
-    chunks = ShuffledChunks(arguments.batch_size, arguments.batch_size, arguments.chunk_size, processes=processes)
+    share = ShuffledSteps(arguments.batch_size, arguments.batch_size, processes=processes).share
+    chunk_size = min(arguments.chunk_size or share, share)
+    chunks = math.ceil(share / chunk_size)  # a step sets its own number; DeepSpeed wants to know one before
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=arguments.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=chunks.chunks_per_step, sync_with_dataloader=False
-        ),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=chunks, sync_with_dataloader=False),
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_config=ProjectConfiguration(project_dir=arguments.output_dir),
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it asks, because the loader is not prepared
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = chunks.chunk_size
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = chunk_size
     return accelerator
 
 
@@ -131,26 +92,30 @@ def build_optimizer(
     )
 
 
-def build_loader(stage: Stage, arguments: LoopArguments, accelerator: Accelerator, first: int, total: int):
-    chunks = ShuffledChunks(
+def build_loader(
+    stage: Stage, arguments: LoopArguments, accelerator: Accelerator, first: int, total: int
+) -> DataLoader:
+    """Lists of chunks, one for each step from `first` to `total`, made ahead of time by `num_workers` processes."""
+    steps = ShuffledSteps(
         len(stage.data),
         arguments.batch_size,
-        arguments.chunk_size,
         steps=total,
         first_step=first,
         seed=arguments.seed,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    loader = DataLoader(
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED  # it counts chunks by itself
+    return DataLoader(
         stage.rows,
-        batch_sampler=chunks,
-        collate_fn=stage.collate,
+        batch_sampler=steps,
+        collate_fn=StepCollate(
+            stage.collate, arguments.chunk_size or steps.share, None if deepspeed else arguments.chunk_tokens
+        ),
         num_workers=arguments.num_workers,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator().manual_seed(arguments.seed),  # else starting it would draw from the global state
     )
-    return loader, chunks.chunks_per_step
 
 
 def as_whole(value: Tensor | float) -> Tensor:
@@ -196,13 +161,13 @@ class Training:
         first = progress["step"]
         self.seen, self.skipped.skipped = progress.get("seen", 0), progress.get("skipped", 0)
         self.keep_history(first)
-        loader, per_step = build_loader(self.stage, arguments, accelerator, first, self.total)
-        chunks, figures = iter(loader), progress.get("figures", {})
+        steps = iter(build_loader(self.stage, arguments, accelerator, first, self.total))
+        figures = progress.get("figures", {})
         bar = tqdm(total=self.total, initial=first, desc=self.stage.name, disable=not accelerator.is_main_process)
         with StopSignal() as stop, bar:
             for step in range(first, self.total):
                 started = time.perf_counter()
-                batch = [self.receive(next(chunks)) for _ in range(per_step)]
+                batch = self.receive(next(steps))
                 figures = self.step(step, batch)
                 self.report(step, figures, batch, time.perf_counter() - started, bar)
                 done, stopped = step + 1, stop.agreed(accelerator)
@@ -229,42 +194,64 @@ class Training:
                 "not go on where that one stopped. Use the same, or start anew in another --output-dir."
             )
 
-    def receive(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """A chunk on the device, with the bad rows that its workers met counted."""
-        for name, reason in chunk.pop("bad_rows", []):
-            self.skipped.add(name, reason)
-        self.seen += chunk["captions"]
-        self.skipped.check(self.seen + self.skipped.skipped, final=False)
-        return send_to_device(chunk, self.accelerator.device, non_blocking=True)
+    def receive(self, chunks: list[Chunk]) -> list[Chunk]:
+        """The chunks of a step on the device, with the bad rows that the workers met counted.
 
-    def step(self, step: int, batch: list[dict]) -> dict[str, float]:
-        """One optimiser step; returns its figures, averaged over chunks and processes."""
+        Processes wait for each other in every forward and backward pass, so one that has fewer chunks repeats its
+        first, without captions that count.
+        """
+        for chunk in chunks:
+            for name, reason in chunk.pop("bad_rows", []):
+                self.skipped.add(name, reason)
+        self.seen += sum(chunk["captions"] for chunk in chunks)
+        self.skipped.check(self.seen + self.skipped.skipped, final=False)
+        chunks = [send_to_device(chunk, self.accelerator.device, non_blocking=True) for chunk in chunks]
+        return chunks + [chunks[0] | {"captions": 0, "tokens": 0}] * (self.most_chunks(len(chunks)) - len(chunks))
+
+    def most_chunks(self, count: int) -> int:
+        """The largest number of chunks that any process has in this step."""
+        if self.accelerator.num_processes == 1 or self.arguments.chunk_tokens is None:
+            return count  # the same everywhere
+        counts = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))
+        return int(counts.max())
+
+    def step(self, step: int, batch: list[Chunk]) -> dict[str, float]:
+        """One optimiser step; returns its figures, averaged over captions and processes."""
         accelerator, arguments = self.accelerator, self.arguments
         rate = learning_rate(step, arguments.learning_rate, arguments.warmup_steps, self.total)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = learning_rate(step, peak, arguments.warmup_steps, self.total)
-        sums: dict[str, Tensor] = {}
-        for chunk in self.stage.prepare(self.module, batch, accelerator):
+        means: dict[str, Tensor] = {}
+        chunks = self.stage.prepare(self.module, batch, accelerator)
+        self.expect_chunks(len(chunks))
+        captions = sum(chunk["captions"] for chunk in chunks)
+        for chunk in chunks:
             with accelerator.accumulate(self.module):
                 loss, figures = self.stage.loss(self.module, chunk, accelerator)
-                accelerator.backward(loss)
+                weight = chunk["captions"] / captions
+                accelerator.backward(loss * weight * accelerator.gradient_accumulation_steps)
                 if accelerator.sync_gradients and arguments.max_grad_norm:
                     norm = accelerator.clip_grad_norm_(self.module.parameters(), arguments.max_grad_norm)
-                    sums["grad_norm"] = as_whole(norm) * len(batch)
+                    means["grad_norm"] = as_whole(norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             for name, value in figures.items():
-                sums[name] = sums.get(name, 0) + value.detach()
+                means[name] = means.get(name, 0) + weight * value.detach()
         unwrapped = accelerator.unwrap_model(self.module)
         self.stage.after_step(unwrapped)
         if self.ema is not None:
             self.ema.step(unwrapped.parameters())
-        return {"learning_rate": rate, **self.average(sums, len(batch))}
+        return {"learning_rate": rate, **self.average(means)}
 
-    def average(self, sums: dict[str, Tensor], chunks: int) -> dict[str, float]:
-        values = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in sums.values()])
-        means = self.accelerator.reduce(values / chunks, reduction="mean")
-        return dict(zip(sums, means.tolist(), strict=True))
+    def expect_chunks(self, count: int) -> None:
+        """Tell accelerate that `count` backward passes make this step; it divides each loss by their number."""
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # there the number never changes
+            self.accelerator.step = 0
+            self.accelerator.gradient_accumulation_steps = count
+
+    def average(self, means: dict[str, Tensor]) -> dict[str, float]:
+        values = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in means.values()])
+        return dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
     def keep_history(self, first: int) -> None:
         """Drop what metrics.jsonl says of steps that will be taken again."""
@@ -277,12 +264,11 @@ class Training:
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
 
-    def report(self, step: int, figures: dict[str, float], batch: list[dict], seconds: float, bar: tqdm) -> None:
+    def report(self, step: int, figures: dict[str, float], batch: list[Chunk], seconds: float, bar: tqdm) -> None:
         if not self.accelerator.is_main_process:
             return
         processes = self.accelerator.num_processes
-        captions = sum(chunk["captions"] for chunk in batch) * processes
-        tokens = sum(chunk["tokens"] for chunk in batch) * processes
+        captions, tokens = (sum(chunk[name] for chunk in batch) * processes for name in ("captions", "tokens"))
         images = "images" if self.stage.data.images is not None else "captions"
         speed = {f"{images}/s": f"{captions / seconds:.1f}", "tokens/s": f"{tokens / seconds:.0f}"}
         bar.update()
@@ -301,8 +287,6 @@ class Training:
 
 def run_stage(stage: Stage, arguments: LoopArguments, accelerator: Accelerator | None = None) -> dict[str, float]:
     """Train `stage` and write its product to `arguments.output_dir`. Returns the last step's figures."""
-    from .product import write_product
-
     accelerator = accelerator or build_accelerator(arguments)
     if arguments.report_to != "none":
         plain = {k: v for k, v in asdict(arguments).items() if isinstance(v, int | float | str | bool)}

@@ -1,16 +1,12 @@
-"""What the teacher says about a batch of cut captions, and the batch itself."""
+"""The teacher's outputs for a chunk of cut captions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection
 
-from .captions import CutCaption
-
-Batch = dict[str, Tensor]
+from .batches import Batch
 
 
 @dataclass
@@ -27,78 +23,10 @@ class Targets:
     token_place: Tensor | None = None  # (tokens,)
     token_states: Tensor | None = None  # (tokens, width)
 
-
-def padding_id(tokenizer: PreTrainedTokenizerBase, pad: str) -> int:
-    """SDXL pads its first encoder's prompts with EOS ("eos"), its second's with id 0 ("zero")."""
-    return tokenizer.eos_token_id if pad == "eos" else 0
-
-
-def pad_ids(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Tensor:
-    """Ids as (rows, tokens), filled up on the right to `length`, or to the longest row."""
-    padded = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=pad_id)
-    if length is not None:
-        padded = torch.nn.functional.pad(padded, (0, length - padded.shape[1]), value=pad_id)
-    return padded
-
-
-def short_batch(cuts: Sequence[CutCaption], pad_id: int, window: int) -> Batch:
-    return {"short_ids": pad_ids([cut.short_ids for cut in cuts], pad_id, window)}
-
-
-def long_batch(cuts: Sequence[CutCaption], pad_id: int, rows: Sequence[int]) -> Batch:
-    """The long captions of `rows`, masked where padded; `long_of_row` finds a caption among them."""
-    ids = [cuts[row].long_ids for row in rows]
-    long_of_row = torch.full((len(cuts),), -1)
-    long_of_row[list(rows)] = torch.arange(len(rows))
-    return {
-        "long_ids": pad_ids(ids, pad_id),
-        "long_mask": pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True),
-        "long_of_row": long_of_row,
-    }
-
-
-def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Batch:
-    """All sub-captions of a chunk, and for every matched token where it stands in both texts.
-
-    Tokens of one piece, a sentence in one sub-caption, share a `piece` number; pieces that hold the same sentence
-    share a `sentence` number. `alone_ids` and `alone_positions` are each piece without its context, where it stood.
-    """
-    subs = [(row, sub) for row, cut in enumerate(cuts) for sub in cut.sub_captions]
-    tokens: dict[str, list[int]] = {name: [] for name in ("row", "place", "sub", "start", "piece", "offset")}
-    sentences: dict[tuple[int, int], int] = {}
-    piece_sentence: list[int] = []
-    alone_ids: list[list[int]] = []
-    alone_positions: list[list[int]] = []
-    for number, (row, sub) in enumerate(subs):
-        for piece in sub.pieces:
-            stands = range(piece.start, piece.start + piece.count)
-            tokens["row"] += [row] * piece.count
-            tokens["place"] += range(piece.place, piece.place + piece.count)
-            tokens["sub"] += [number] * piece.count
-            tokens["start"] += stands
-            tokens["piece"] += [len(piece_sentence)] * piece.count
-            tokens["offset"] += range(1, piece.count + 1)
-            piece_sentence.append(sentences.setdefault((row, piece.place), len(sentences)))
-            alone_ids.append([sub.input_ids[0], *(sub.input_ids[place] for place in stands)])
-            alone_positions.append([0, *stands])
-    batch = {f"token_{name}": torch.tensor(values, dtype=torch.long) for name, values in tokens.items()}
-    if subs:
-        batch["sub_ids"] = pad_ids([sub.input_ids for _, sub in subs], pad_id)
-        batch["piece_sentence"] = torch.tensor(piece_sentence)
-        batch["alone_ids"] = pad_ids(alone_ids, pad_id)
-        batch["alone_positions"] = pad_ids(alone_positions, 0)
-    return batch
-
-
-def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
-    """`from_clip` shares the teacher's tensors; training them would move the teacher along.
-
-    Raises:
-        ValueError: a weight of `student` is one of `teacher`.
-    """
-    taught = {weight.data_ptr() for weight in teacher.parameters()}
-    if any(weight.data_ptr() in taught for weight in student.parameters()):
-        raise ValueError("The student shares weights with its teacher. Train copy.deepcopy(student) instead.")
+    def float(self) -> "Targets":
+        """The same with states in float32."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Targets(**{n: v.float() if v is not None and v.is_floating_point() else v for n, v in values.items()})
 
 
 class Teacher:

@@ -66,22 +66,26 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine():
     assert rates[9] == pytest.approx(1.0) and rates[14] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_distilling_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, teacher):
-    for name, chunk in (("whole", None), ("chunks", 2)):
-        distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / name, chunk_size=chunk))
+CHUNKS = [{"chunk_size": 2}, {"chunk_size": 3}, {"chunk_tokens": 400}]  # even, uneven, and by length
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_distilling_in_sorted_chunks_equals_the_whole_batch(tmp_path, tokenizer, teacher, chunks):
+    for name, given in (("whole", {}), ("chunks", chunks)):
+        distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / name, **given))
     assert history(tmp_path / "chunks")[-1] == pytest.approx(history(tmp_path / "whole")[-1], rel=1e-4)
     assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["expand", "longclip"])
-def test_contrasting_in_chunks_equals_the_whole_batch(tmp_path, tokenizer, load_towers, pairs, stage):
+@pytest.mark.parametrize(("stage", "chunks"), [*(("expand", c) for c in CHUNKS), ("longclip", CHUNKS[1])])
+def test_contrasting_in_sorted_chunks_equals_the_whole_batch(tmp_path, tokenizer, load_towers, pairs, stage, chunks):
     data = open_captions(str(pairs), with_images=True)
-    for name, chunk in (("whole", None), ("chunks", 2)):
+    for name, changes in (("whole", {}), ("chunks", chunks)):
         if stage == "expand":
-            given = arguments(ExpandArguments, tmp_path / name, chunk_size=chunk, hard_negative_margin=0.5)
+            given = arguments(ExpandArguments, tmp_path / name, **changes, hard_negative_margin=0.5)
             expand(load_towers(), tokenizer, data, given, student_of(load_towers()))
         else:
-            given = arguments(LongCLIPArguments, tmp_path / name, chunk_size=chunk, components=3, learning_rate=1e-3)
+            given = arguments(LongCLIPArguments, tmp_path / name, **changes, components=3, learning_rate=1e-3)
             long_clip(load_towers(), tokenizer, data, given)
     assert history(tmp_path / "chunks")[-1] == pytest.approx(history(tmp_path / "whole")[-1], rel=1e-4)
     assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)

@@ -85,7 +85,8 @@ def start_pair(arguments):
 @pytest.mark.parametrize("stage", ["distill", "expand"])
 def test_two_processes_train_the_weights_that_one_does_with_their_batches_together(workplace, stage):
     finish(start(flags(workplace, stage, "one")))
-    finish(*start_pair(flags(workplace, stage, "two", chunk_size=2)))  # two chunks in each process
+    # Four captions in each process, in chunks of one or two; how many depends on their lengths.
+    finish(*start_pair(flags(workplace, stage, "two", chunk_size=2, chunk_tokens=300)))
     one, two = history(workplace / "one"), history(workplace / "two")
     assert len(one) == len(two) == 20
     assert two[0] == pytest.approx(one[0], rel=1e-5)  # losses and the gradients' norm before any update

@@ -6,12 +6,13 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tulip_diffusion.data import CaptionData
+from tulip_diffusion.training.batches import pad_ids, short_batch, sub_caption_batch
 from tulip_diffusion.training.captions import CaptionCutter
 from tulip_diffusion.training.config import DistillArguments
 from tulip_diffusion.training.distill import Distillation, distill
 from tulip_diffusion.training.loop import build_accelerator
-from tulip_diffusion.training.teacher import Teacher, most_moving_tokens, pad_ids, short_batch, sub_caption_batch
-from tulip_diffusion.training.teacher_cache import TeacherCache, estimate_bytes, manifest_of
+from tulip_diffusion.training.teacher import Teacher, most_moving_tokens
+from tulip_diffusion.training.teacher_cache import TeacherCache
 
 from .conftest import make_caption, tiny_text_config
 
@@ -102,7 +103,7 @@ def test_a_cache_goes_on_where_it_was_interrupted_and_its_size_is_known_before(t
     assert "GB for 600 entries" in capsys.readouterr().out
     shards = sorted((tmp_path / "cache").glob("*.safetensors"))
     size = sum(shard.stat().st_size for shard in shards)
-    assert estimate_bytes(stage, 600) == pytest.approx(size, rel=0.2)
+    assert stage.estimate_bytes(600) == pytest.approx(size, rel=0.2)
     first, last = shards[0].stat().st_mtime_ns, shards[-1].read_bytes()
     shards[-1].unlink()
     Distillation(teacher, None, tokenizer, captions(300), given).begin(accelerator)
@@ -139,9 +140,14 @@ def test_training_from_the_cache_follows_training_with_the_teacher(tmp_path, tok
 
 def test_the_manifest_names_everything_the_outputs_depend_on(tmp_path, tokenizer, teacher):
     given = arguments(tmp_path)
-    manifest = manifest_of(Distillation(teacher, None, tokenizer, captions(), given), "no")
-    for change in ({"pad": "zero"}, {"seed": 1}, {"sub_captions": "windows"}, {"subset_choice": "most-moving"}):
+    manifest = Distillation(teacher, None, tokenizer, captions(), given).manifest()
+    for change in (
+        {"pad": "zero"},
+        {"seed": 1},
+        {"sub_captions": "windows"},
+        {"subset_choice": "most-moving"},
+        {"mixed_precision": "bf16"},
+    ):
         other = Distillation(teacher, None, tokenizer, captions(), arguments(tmp_path, **change))
-        assert manifest_of(other, "no") != manifest
-    assert manifest_of(Distillation(teacher, None, tokenizer, captions(), given), "bf16") != manifest
+        assert other.manifest() != manifest
     assert TeacherCache(tmp_path / "nowhere", manifest).missing() == [0]

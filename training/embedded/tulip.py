@@ -12,11 +12,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from tulip_diffusion.data import CaptionData, open_captions
+from tulip_diffusion.data import open_captions
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.grammar import parse_caption
-from tulip_diffusion.training import sources
+from tulip_diffusion.training import loading
 from tulip_diffusion.training.captions import (
     CaptionCutter,
     CutCaption,
@@ -25,8 +25,9 @@ from tulip_diffusion.training.captions import (
     tokenize_sentences,
 )
 from tulip_diffusion.training.config import DistillArguments
-from tulip_diffusion.training.distill import CutRows, Distillation, new_student
+from tulip_diffusion.training.distill import Distillation
 from tulip_diffusion.training.loop import build_accelerator, run_stage
+from tulip_diffusion.training.student import new_student
 
 
 def needed_sentences(caption: Caption) -> list[set[int]]:
@@ -81,11 +82,10 @@ class ReferenceCutter(CaptionCutter):
 class ReferenceDistillation(Distillation):
     """Stage 1 with a [`ReferenceCutter`]."""
 
-    def __init__(self, teacher, student, tokenizer, data: CaptionData, arguments: DistillArguments):
-        super().__init__(teacher, student, tokenizer, data, arguments)
-        cutter = self.cutter
-        self.cutter = ReferenceCutter(tokenizer, cutter.length, cutter.window, "prefix", "none", seed=cutter.seed)
-        self.rows = CutRows(data, self.cutter, self.draws)
+    def build_cutter(self) -> CaptionCutter:
+        window = self.teacher.window
+        length = max(self.arguments.length, window)
+        return ReferenceCutter(self.tokenizer, length, window, "prefix", "none", seed=self.arguments.seed)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     data = open_captions(str(options.captions or options.folder / "captions" / "captions.jsonl"))
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
-    teacher = sources.text_encoder(str(teacher_folder))
+    teacher = loading.text_encoder(str(teacher_folder))
     student = None
     if options.student:  # weights alone: the towers differ in activation and pads
         student = new_student(teacher, settings)

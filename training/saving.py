@@ -6,7 +6,7 @@ import platform
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from tulip_diffusion.data import SkippedRows
 from tulip_diffusion.provenance import commit
 
 from .config import LoopArguments
-
-if TYPE_CHECKING:
-    from .loop import Stage
+from .stage import Stage
 
 CARD = """---
 library_name: diffusers
@@ -48,7 +46,7 @@ text_encoder = CLIPTextModelWithProjection.from_pretrained("this folder")
 
 
 def describe_run(
-    stage: "Stage", arguments: LoopArguments, figures: dict[str, float], unreadable: SkippedRows
+    stage: Stage, arguments: LoopArguments, figures: dict[str, float], unreadable: SkippedRows
 ) -> dict[str, Any]:
     """What run.json says; `unreadable` are the images that the first process could not open."""
     from tulip_diffusion import __version__
@@ -71,7 +69,7 @@ def describe_run(
 
 
 def write_product(
-    stage: "Stage", arguments: LoopArguments, weights: dict[str, Tensor], figures: dict, unreadable: SkippedRows
+    stage: Stage, arguments: LoopArguments, weights: dict[str, Tensor], figures: dict, unreadable: SkippedRows
 ) -> None:
     """Write encoder, run.json and README.md to `arguments.output_dir`, each file whole or not at all."""
     output_dir = Path(arguments.output_dir)

@@ -10,21 +10,20 @@ import torch
 from torch.utils.data import Sampler
 
 
-class ShuffledChunks(Sampler[list[tuple[int, int]]]):
-    """Yields what one process runs through the model at once, step after step, from `first_step` on.
+class ShuffledSteps(Sampler[list[tuple[int, int]]]):
+    """Yields one process's rows of each step, from `first_step` on, as lists of (row, epoch).
 
     Every epoch is a permutation that depends on `seed` and the epoch alone. Step s takes the next `batch_size` rows of
-    it, process r of n its r-th part, and cuts that into chunks of `chunk_size`. Yields lists of (row, epoch).
+    it, and process r of n the r-th part of those.
 
     Raises:
-        ValueError: the sizes do not divide each other, or the data holds less than one batch.
+        ValueError: the processes cannot share a batch evenly, or the data holds less than one batch.
     """
 
     def __init__(
         self,
         rows: int,
         batch_size: int,
-        chunk_size: int | None = None,
         steps: int = 1,
         first_step: int = 0,
         seed: int = 0,
@@ -33,21 +32,14 @@ class ShuffledChunks(Sampler[list[tuple[int, int]]]):
     ):
         if batch_size % processes:
             raise ValueError(f"batch_size {batch_size} cannot be shared by {processes} processes: make it a multiple.")
-        self.share = batch_size // processes
-        self.chunk_size = min(chunk_size or self.share, self.share)
-        if self.share % self.chunk_size:
-            raise ValueError(f"chunk_size {self.chunk_size} does not divide the {self.share} rows of a process.")
         if rows < batch_size:
             raise ValueError(f"The data has {rows} usable rows, fewer than one batch of {batch_size}.")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.steps, self.first_step, self.process = steps, first_step, process
-
-    @property
-    def chunks_per_step(self) -> int:
-        return self.share // self.chunk_size
+        self.steps, self.first_step = steps, first_step
+        self.share, self.process = batch_size // processes, process
 
     def __len__(self) -> int:
-        return (self.steps - self.first_step) * self.chunks_per_step
+        return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.rows // self.batch_size
@@ -59,5 +51,4 @@ class ShuffledChunks(Sampler[list[tuple[int, int]]]):
                 order = torch.randperm(self.rows, generator=generator)
                 shuffled = epoch
             start = position * self.batch_size + self.process * self.share
-            for chunk in order[start : start + self.share].split(self.chunk_size):
-                yield [(row, epoch) for row in chunk.tolist()]
+            yield [(row, epoch) for row in order[start : start + self.share].tolist()]

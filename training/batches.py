@@ -1,0 +1,130 @@
+"""From captions to the chunks of a step: rows cut, sorted by length, padded and made tensors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from tulip_diffusion.data import CaptionData
+
+from .captions import CaptionCutter, CutCaption
+from .stage import Chunk
+
+Batch = dict[str, Tensor]
+
+
+class CutRow(NamedTuple):
+    """One caption, cut for one of its draws."""
+
+    row: int
+    draw: int
+    cut: CutCaption
+
+
+class CutRows(Dataset):
+    """(row, epoch) to a [`CutRow`]."""
+
+    def __init__(self, data: CaptionData, cutter: CaptionCutter, draws: int):
+        self.data, self.cutter, self.draws = data, cutter, draws
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: tuple[int, int]) -> CutRow:
+        row, epoch = key
+        draw = epoch % self.draws
+        return CutRow(row, draw, self.cutter(self.data.captions[row], row, draw))
+
+
+@dataclass(frozen=True)
+class StepCollate:
+    """One process's share of a step as chunks of captions of like length, the longest first.
+
+    A chunk is padded to its own longest caption only. It holds at most `chunk_size` captions and, where `chunk_tokens`
+    is given, as many as do not pass it when padded; one at least. The longest come first so that a chunk that does not
+    fit into memory is met at the first step.
+    """
+
+    collate: Callable[[Sequence[Any]], Chunk]
+    chunk_size: int
+    chunk_tokens: int | None = None
+
+    def __call__(self, items: Sequence[Any]) -> list[Chunk]:
+        items = sorted(items, key=lambda item: item.cut.tokens, reverse=True)
+        return [self.collate(items[part]) for part in self.parts([item.cut.tokens for item in items])]
+
+    def parts(self, lengths: Sequence[int]) -> Iterator[slice]:
+        """Where to cut captions of `lengths` tokens, the longest first."""
+        start = 0
+        while start < len(lengths):
+            room = self.chunk_size if self.chunk_tokens is None else self.chunk_tokens // lengths[start]
+            end = min(start + max(1, min(room, self.chunk_size)), len(lengths))
+            yield slice(start, end)
+            start = end
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase, pad: str) -> int:
+    """SDXL pads its first encoder's prompts with EOS ("eos"), its second's with id 0 ("zero")."""
+    return tokenizer.eos_token_id if pad == "eos" else 0
+
+
+def pad_ids(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None) -> Tensor:
+    """Ids as (rows, tokens), filled up on the right to `length`, or to the longest row."""
+    padded = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=pad_id)
+    if length is not None:
+        padded = torch.nn.functional.pad(padded, (0, length - padded.shape[1]), value=pad_id)
+    return padded
+
+
+def short_batch(cuts: Sequence[CutCaption], pad_id: int, window: int) -> Batch:
+    return {"short_ids": pad_ids([cut.short_ids for cut in cuts], pad_id, window)}
+
+
+def long_batch(cuts: Sequence[CutCaption], pad_id: int, rows: Sequence[int]) -> Batch:
+    """The long captions of `rows`, masked where padded; `long_of_row` finds a caption among them."""
+    ids = [cuts[row].long_ids for row in rows]
+    long_of_row = torch.full((len(cuts),), -1)
+    long_of_row[list(rows)] = torch.arange(len(rows))
+    return {
+        "long_ids": pad_ids(ids, pad_id),
+        "long_mask": pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True),
+        "long_of_row": long_of_row,
+    }
+
+
+def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Batch:
+    """All sub-captions of a chunk, and for every matched token where it stands in both texts.
+
+    Tokens of one piece, a sentence in one sub-caption, share a `piece` number; pieces that hold the same sentence
+    share a `sentence` number. `alone_ids` and `alone_positions` are each piece without its context, where it stood.
+    """
+    subs = [(row, sub) for row, cut in enumerate(cuts) for sub in cut.sub_captions]
+    tokens: dict[str, list[int]] = {name: [] for name in ("row", "place", "sub", "start", "piece", "offset")}
+    sentences: dict[tuple[int, int], int] = {}
+    piece_sentence: list[int] = []
+    alone_ids: list[list[int]] = []
+    alone_positions: list[list[int]] = []
+    for number, (row, sub) in enumerate(subs):
+        for piece in sub.pieces:
+            stands = range(piece.start, piece.start + piece.count)
+            tokens["row"] += [row] * piece.count
+            tokens["place"] += range(piece.place, piece.place + piece.count)
+            tokens["sub"] += [number] * piece.count
+            tokens["start"] += stands
+            tokens["piece"] += [len(piece_sentence)] * piece.count
+            tokens["offset"] += range(1, piece.count + 1)
+            piece_sentence.append(sentences.setdefault((row, piece.place), len(sentences)))
+            alone_ids.append([sub.input_ids[0], *(sub.input_ids[place] for place in stands)])
+            alone_positions.append([0, *stands])
+    batch = {f"token_{name}": torch.tensor(values, dtype=torch.long) for name, values in tokens.items()}
+    if subs:
+        batch["sub_ids"] = pad_ids([sub.input_ids for _, sub in subs], pad_id)
+        batch["piece_sentence"] = torch.tensor(piece_sentence)
+        batch["alone_ids"] = pad_ids(alone_ids, pad_id)
+        batch["alone_positions"] = pad_ids(alone_positions, 0)
+    return batch

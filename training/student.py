@@ -1,0 +1,85 @@
+"""The student of every stage: how it is made, made ready, read and compared with its teacher."""
+
+import copy
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, PreTrainedModel
+
+from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
+
+from .batches import Batch
+from .config import DistillArguments, LoopArguments
+from .losses import aligned_token_error, relative_squared_error
+from .stage import Figures
+from .teacher import Targets
+
+
+class TextStates(NamedTuple):
+    """A student's reading of a chunk: projected pooled states and penultimate token states."""
+
+    short_embeds: Tensor  # (captions, projection_dim)
+    short_states: Tensor  # (captions, window, width)
+    long_embeds: Tensor | None = None  # (long captions, projection_dim)
+    long_states: Tensor | None = None  # (long captions, tokens, width)
+
+
+class StudentReader(nn.Module):
+    """Reads short and long texts in one call, so that a data-parallel wrapper sees one forward a chunk."""
+
+    def __init__(self, student: TulipTextModelWithProjection):
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, short_ids: Tensor, long_ids: Tensor | None = None, long_mask: Tensor | None = None
+    ) -> TextStates:
+        short = self.student(short_ids, output_hidden_states=True)
+        if long_ids is None:
+            return TextStates(short.text_embeds, short.hidden_states[-2])
+        long = self.student(long_ids, attention_mask=long_mask, output_hidden_states=True)
+        return TextStates(short.text_embeds, short.hidden_states[-2], long.text_embeds, long.hidden_states[-2])
+
+
+def new_student(teacher: CLIPTextModelWithProjection, arguments: DistillArguments) -> TulipTextModelWithProjection:
+    """A student with the teacher's weights, all but the positions, in memory of its own."""
+    config: dict[str, Any] = {"position_encoding": arguments.position_encoding}
+    if arguments.position_encoding == "cope":
+        config["max_position_embeddings"] = arguments.length
+    return copy.deepcopy(from_clip(teacher, **config))
+
+
+def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
+    """`from_clip` shares the teacher's tensors; training them would move the teacher along.
+
+    Raises:
+        ValueError: a weight of `student` is one of `teacher`.
+    """
+    taught = {weight.data_ptr() for weight in teacher.parameters()}
+    if any(weight.data_ptr() in taught for weight in student.parameters()):
+        raise ValueError("The student shares weights with its teacher. Train copy.deepcopy(student) instead.")
+
+
+def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: bool = True) -> None:
+    """Put `tower` into training mode with master weights in float32, `trained` or frozen as a whole."""
+    tower.float().requires_grad_(trained).train()
+    tower.set_attn_implementation(arguments.attn)
+    if arguments.gradient_checkpointing:
+        tower.gradient_checkpointing_enable()
+
+
+def hidden_figures(states: TextStates, targets: Targets, batch: Batch) -> Figures:
+    """The per-token terms: relative squared error of the penultimate states, in short texts and in long ones."""
+    assert targets.short_states is not None
+    figures = {"short_error": relative_squared_error(states.short_states, targets.short_states).mean()}
+    if states.long_states is not None:
+        assert targets.token_row is not None and targets.token_states is not None
+        rows = targets.token_row
+        student = states.long_states[batch["long_of_row"][rows], targets.token_place]
+        figures["long_error"] = aligned_token_error(student, targets.token_states, rows, len(batch["long_of_row"]))
+    return figures
+
+
+def unprefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The part of `weights` under `prefix`, without it."""
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""SDXL pipelines that read prompts of any length. Importing this registers them with diffusers."""
+"""SDXL pipelines that read prompts of any length."""
 
 from .cache import PromptCache
 from .conditioning import Conditioning
@@ -20,6 +20,7 @@ from .tasks import (
     StableDiffusionXLTulipPAGInpaintPipeline,
     StableDiffusionXLTulipPAGPipeline,
     StableDiffusionXLTulipPipeline,
+    add_tasks,
     tulip_pipeline,
 )
 
@@ -43,5 +44,6 @@ __all__ = [
     "StableDiffusionXLTulipPAGPipeline",
     "StableDiffusionXLTulipPipeline",
     "TulipPromptMixin",
+    "add_tasks",
     "tulip_pipeline",
 ]

@@ -2,8 +2,8 @@
 
 import functools
 import inspect
+from types import ModuleType
 
-import diffusers
 from diffusers import (
     DiffusionPipeline,
     StableDiffusionXLAdapterPipeline,
@@ -22,8 +22,6 @@ from diffusers import (
     StableDiffusionXLPAGPipeline,
     StableDiffusionXLPipeline,
 )
-from diffusers.pipelines import auto_pipeline
-from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 
 from .mixin import TulipPromptMixin
 
@@ -111,12 +109,6 @@ PIPELINES: tuple[type[DiffusionPipeline], ...] = (
     StableDiffusionXLTulipControlNetPAGPipeline,
     StableDiffusionXLTulipControlNetPAGImg2ImgPipeline,
 )
-COMPONENTS = ("TulipTextModel", "TulipTextModelWithProjection")
-AUTO_TASKS = (
-    auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
-    auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
-    auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
-)
 
 
 @functools.cache
@@ -140,17 +132,14 @@ def tulip_pipeline(stock: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
     return type(f"StableDiffusionXLTulip{name}", (TulipPromptMixin, stock), {"__module__": stock.__module__})
 
 
-def register() -> None:
-    """Let diffusers find our classes by name: `DiffusionPipeline.from_pretrained` and the AutoPipelines."""
-    LOADABLE_CLASSES["tulip_diffusion"] = {name: ["save_pretrained", "from_pretrained"] for name in COMPONENTS}
-    ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["tulip_diffusion"])
-    for pipeline in PIPELINES:
-        setattr(diffusers, pipeline.__name__, pipeline)
-        setattr(diffusers.pipelines, pipeline.__name__, pipeline)
-        stock = pipeline.__bases__[1]
-        for mapping in AUTO_TASKS:
+def add_tasks(auto_pipeline: ModuleType) -> None:
+    """Let the AutoPipelines of `diffusers.pipelines.auto_pipeline` find our classes."""
+    for mapping in (
+        auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+        auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+        auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
+    ):
+        for pipeline in PIPELINES:
+            stock = pipeline.__bases__[1]
             if key := next((key for key, known in mapping.items() if known is stock), None):
                 mapping[f"{key}-tulip"] = pipeline
-
-
-register()

@@ -22,6 +22,7 @@ FLOORS = (
     {"evaluate"},
     {"demo"},
     {"cli"},
+    {"registration"},
 )
 
 
@@ -81,6 +82,8 @@ state, random_state = torch.random.get_rng_state(), random.getstate()
 def refuse(*args): raise AssertionError("importing opened a connection")
 socket.socket.connect = refuse
 import tulip_diffusion
+for name in tulip_diffusion.__all__:
+    getattr(tulip_diffusion, name)
 assert torch.equal(torch.random.get_rng_state(), state) and random.getstate() == random_state
 assert not torch.cuda.is_initialized()
 """
@@ -88,12 +91,33 @@ assert not torch.cuda.is_initialized()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_public_names_exist():
+def test_importing_is_light():
+    """Nothing heavy before a public name is used, and then nothing that only a vocabulary file would need."""
+    program = """
+import sys
+import tulip_diffusion
+heavy = ("torch", "transformers", "diffusers", "numpy", "PIL")
+assert not [name for name in heavy if name in sys.modules]
+tulip_diffusion.load_tokenizer(), tulip_diffusion.StableDiffusionXLTulipPipeline, tulip_diffusion.load_clip
+unused = ("open_clip", "timm", "scipy", "ftfy")
+assert not [name for name in unused if name in sys.modules]
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_exist_and_editors_know_them():
     import tulip_diffusion
 
     for name in tulip_diffusion.__all__:
         assert hasattr(tulip_diffusion, name), name
     assert tulip_diffusion.__all__ == sorted(tulip_diffusion.__all__)
+    assert set(dir(tulip_diffusion)) >= {*tulip_diffusion.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'StableDiffusionXL'"):
+        _ = tulip_diffusion.StableDiffusionXL
+    source = ast.parse((ROOT / "tulip_diffusion" / "__init__.py").read_text(encoding="utf-8"))
+    typed = next(node for node in source.body if isinstance(node, ast.If))
+    assert sorted(alias.name for line in typed.body for alias in line.names) == tulip_diffusion.__all__
 
 
 @pytest.mark.parametrize("name", [*MAPPED])

@@ -8,8 +8,6 @@ ships one, in `assets/`.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from tulip_diffusion.models.checkpoints import ClipTowers
     from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
@@ -41,6 +39,7 @@ def load_embedded_pipeline(
     """
     root = Path(assets)
     first, second = slots_of(root / "encoders", checked(encoder, root))
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import AutoModelForTextEncoding, CLIPTokenizer
 

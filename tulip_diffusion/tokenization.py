@@ -3,22 +3,35 @@
 import functools
 import gzip
 import html
+import importlib.util
+from pathlib import Path
 
-import ftfy
-from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from transformers import CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_MERGES = 49152 - 256 - 2  # the file holds more; CLIP was trained with this many
 
 
+def merges_file() -> Path:
+    """The BPE file that open_clip ships, found without importing open_clip and the vision models behind it."""
+    spec = importlib.util.find_spec("open_clip")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+
+
+def byte_characters() -> list[str]:
+    """The characters that stand for the 256 bytes, in the order of their ids: printable ones for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+
+
 @functools.cache
 def clip_vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     """CLIP's vocabulary (49,408 tokens to ids) and its merges in order, from the BPE file that open_clip ships."""
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+    with gzip.open(merges_file(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1 : 1 + CLIP_MERGES]
     merges = tuple((first, second) for first, second in map(str.split, lines))
-    characters = list(bytes_to_unicode().values())
+    characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *("".join(merge) for merge in merges), BOS, EOS]
     return {token: index for index, token in enumerate(tokens)}, merges
 
@@ -29,6 +42,8 @@ def clean_text(text: str) -> str:
     The names of the special tokens are exchanged as well: open_clip calls them `<start_of_text>` and `<end_of_text>`,
     and reads transformers' names as plain text.
     """
+    import ftfy
+
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     text = " ".join(text.split()).lower()
     text = text.replace(BOS, "<| startoftext |>").replace(EOS, "<| endoftext |>")

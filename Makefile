@@ -1,19 +1,20 @@
-# Every target sets up .venv by itself where it is missing. PYTHON chooses the interpreter for it.
+# Every target sets up .venv by itself, with exactly the versions in requirements/*.lock, whatever came out since.
+# PYTHON chooses the interpreter for it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check demo bench
+.PHONY: run test check demo bench lock test-oldest test-newest
 run: .venv/.run
 	$(BIN)/tulip-diffusion compare --overwrite
 
 # One thread a worker: two processes that both spin on two cores are many times slower than one after the other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test: .venv/.dev
-	$(PYTEST)
+	$(call PYTEST,.venv)
 
 check: .venv/.dev
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy tulip_diffusion && $(PYTEST)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy tulip_diffusion && $(call PYTEST,.venv)
 
 demo: .venv/.demo
 	$(BIN)/tulip-diffusion demo
@@ -24,17 +25,45 @@ bench: .venv/.dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.run: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --editable .
+# The locks hold setuptools as well, so that building the package itself fetches nothing.
+define INSTALL
+$(BIN)/python -m pip install --require-hashes --requirement requirements/$(1).lock
+$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+endef
+
+.venv/.run: requirements/run.lock pyproject.toml | .venv/bin/python
+	$(call INSTALL,run)
 	touch $@
 
-.venv/.demo: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --editable ".[demo]"
+.venv/.demo: requirements/demo.lock pyproject.toml | .venv/bin/python
+	$(call INSTALL,demo)
 	touch $@ .venv/.run
 
 # The demo's tests drive Debian's Chromium, and skip where there is none and none can be installed.
-.venv/.dev: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --editable ".[dev]"
+.venv/.dev: requirements/dev.lock pyproject.toml | .venv/bin/python
+	$(call INSTALL,dev)
 	if [ "$$(id -u)" = 0 ] && command -v apt-get && ! command -v chromium; then \
 		apt-get update && apt-get install --yes --no-install-recommends chromium || true; fi
 	touch $@ .venv/.demo .venv/.run
+
+# For those who change versions: renew the locks within pyproject.toml's bounds, and test the bounds themselves.
+UV := $(BIN)/uv
+$(UV): | .venv/bin/python
+	$(BIN)/python -m pip install uv
+
+COMPILE := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+lock: $(UV)
+	$(COMPILE) --upgrade --extra dev --output-file requirements/dev.lock
+	$(COMPILE) --upgrade --extra demo --constraints requirements/dev.lock --output-file requirements/demo.lock
+	$(COMPILE) --upgrade --constraints requirements/dev.lock --output-file requirements/run.lock
+
+test-oldest: $(UV)
+	$(UV) venv --clear --python 3.11 .venv-oldest
+	$(UV) pip install --python .venv-oldest --resolution lowest-direct --editable ".[dev]"
+	$(call PYTEST,.venv-oldest)
+
+test-newest: $(UV)
+	$(UV) venv --clear --python 3.13 .venv-newest
+	$(UV) pip install --python .venv-newest --upgrade --editable ".[dev]"
+	$(call PYTEST,.venv-newest)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,6 @@ def test_imports_point_down():
 
 
 def test_every_package_is_listed_for_installation():
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     on_disk = {".".join(name.parent.parts) for name, path in modules() if path.name == "__init__.py"}
     assert set(setuptools["packages"]) == on_disk

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from .tokenization import load_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Conditioning",

@@ -9,8 +9,8 @@ from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from tulip_diffusion.generate import describe_hits
-from tulip_diffusion.strip import Panel, draw_strip, word_positions
+from tulip_diffusion.evaluation.details import hits
+from tulip_diffusion.evaluation.strip import Panel, draw_strip, word_positions
 
 from . import markup
 from .judging import judge
@@ -38,7 +38,7 @@ class Run:
 def finish(studio: Studio, settings: Settings, pictures: Mapping[str, Image.Image]) -> Run:
     """Judge the pictures of all encoders and keep them as files."""
     judged = studio.weights.embedded
-    scores = {title: describe_hits(settings.prompt, picture) if judged else "" for title, picture in pictures.items()}
+    scores = {title: hits(settings.prompt, picture) if judged else "" for title, picture in pictures.items()}
     unseen = studio.unseen(settings)
     notes = {
         title: markup.note(unseen[title], judge(settings.prompt, picture) if judged else (), scores[title])

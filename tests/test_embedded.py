@@ -12,13 +12,22 @@ from transformers import CLIPModel
 
 from tulip_diffusion import embedded, evaluate, generate
 from tulip_diffusion.embedded import ENCODERS, load_embedded_pipeline
-from tulip_diffusion.evaluation import generation
+from tulip_diffusion.evaluation.details import (
+    Detail,
+    by_bin,
+    changed,
+    details,
+    hits,
+    share,
+    summarize,
+)
+from tulip_diffusion.evaluation.prompts import prompts_of
+from tulip_diffusion.evaluation.strip import BEYOND, SEEN, Panel, colour_at, draw_strip, word_positions
 from tulip_diffusion.models.text_encoder import from_clip
 from tulip_diffusion.scenes.dataset import SceneDataset, reference_caption
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
 from tulip_diffusion.scenes.read_out import ReadOut, read_accuracies, sentence_targets
 from tulip_diffusion.scenes.render import random_scene, render, render_array
-from tulip_diffusion.strip import BEYOND, SEEN, Panel, colour_at, draw_strip, word_positions
 from tulip_diffusion.tokenization import load_tokenizer
 from tulip_diffusion.training.captions import tokenize_sentences
 from tulip_diffusion.training.embedded import clip, export, unet, vae
@@ -164,28 +173,26 @@ def test_latents_are_normalised_with_what_the_vaes_config_says(family):
 
 
 def test_perfect_pictures_are_all_right_and_pictures_of_other_prompts_are_not():
-    captions = generation.prompts_of("full", 6)
+    captions = prompts_of("full", 6)
     pictures = np.stack([render_array(caption.scene) for caption in captions])
-    summary = generation.summarize(generation.details(pictures, captions))
-    assert summary["all"].right == 1.0 and {s.right for s in summary["position"].values()} == {1.0}
-    others = generation.summarize(generation.details(np.roll(pictures, 1, axis=0), captions))
-    assert others["all"].right < 0.1
+    summary = summarize(details(pictures, captions))
+    assert summary["all"].mean == 1.0 and {s.mean for s in summary["position"].values()} == {1.0}
+    others = summarize(details(np.roll(pictures, 1, axis=0), captions))
+    assert others["all"].mean < 0.1
 
 
 def test_pictures_that_differ_in_one_place_of_sixteen_are_one_sixteenth_changed():
-    pictures = np.stack([render_array(caption.scene) for caption in generation.prompts_of("full", 3)])
+    pictures = np.stack([render_array(caption.scene) for caption in prompts_of("full", 3)])
     other = pictures.copy()
     other[:, :16, :16] = np.roll(other[:, :16, :16], 1, axis=0)
-    assert generation.changed(pictures, pictures) == {"places": 0.0, "pixels": 0.0}
-    assert generation.changed(pictures, other)["places"] == pytest.approx(1 / 16)
+    assert changed(pictures, pictures) == {"places": 0.0, "pixels": 0.0}
+    assert changed(pictures, other)["places"] == pytest.approx(1 / 16)
 
 
 def test_a_detail_counts_in_the_bin_of_the_token_that_completes_it():
-    found = [
-        generation.Detail(0, position, "thing", None, position <= 77, True) for position in (10, 77, 78, 154, 155)
-    ]
-    shares = generation.by_bin(found, (0, 77, 154, 231), lambda detail: detail.position)
-    assert {name: (s.right, s.details) for name, s in shares.items()} == {
+    found = [Detail(0, position, "thing", None, position <= 77, True) for position in (10, 77, 78, 154, 155)]
+    shares = by_bin(found, (0, 77, 154, 231), lambda detail: detail.position)
+    assert {name: (s.mean, s.values) for name, s in shares.items()} == {
         "0-77": (1.0, 2),
         "77-154": (0.0, 2),
         "154-231": (0.0, 1),
@@ -193,18 +200,18 @@ def test_a_detail_counts_in_the_bin_of_the_token_that_completes_it():
 
 
 def test_intervals_are_wide_where_a_prompts_details_stand_and_fall_together():
-    together = [generation.Detail(n, 1, "thing", None, n % 2 == 0, True) for n in range(20) for _ in range(16)]
-    apart = [generation.Detail(n, 1, "thing", None, i % 2 == 0, True) for n in range(20) for i in range(16)]
-    wide, narrow = generation.share(together), generation.share(apart)
-    assert wide.right == narrow.right == 0.5
+    together = [Detail(n, 1, "thing", None, n % 2 == 0, True) for n in range(20) for _ in range(16)]
+    apart = [Detail(n, 1, "thing", None, i % 2 == 0, True) for n in range(20) for i in range(16)]
+    wide, narrow = share(together), share(apart)
+    assert wide.mean == narrow.mean == 0.5
     assert wide.high - wide.low > 0.3 and narrow.high - narrow.low < 0.05
 
 
 def test_short_prompts_fit_clips_window_and_references_are_measured_by_distance():
-    assert all(caption.tokens <= 77 for caption in generation.prompts_of("short", 20))
-    captions = generation.prompts_of("references", 4)
+    assert all(caption.tokens <= 77 for caption in prompts_of("short", 20))
+    captions = prompts_of("references", 4)
     pictures = np.stack([render_array(caption.scene) for caption in captions])
-    assert generation.summarize(generation.details(pictures, captions))["distance"]
+    assert summarize(details(pictures, captions))["distance"]
 
 
 def test_the_evaluation_command_writes_figures_a_plot_and_a_contact_sheet(family, tmp_path):
@@ -226,7 +233,7 @@ def test_the_reading_command_reads_both_slots_and_nothing_beyond_what_an_encoder
     options.run(options)
     results = json.loads((tmp_path / "reading.json").read_text())["results"]
     assert list(results) == ["clip l", "clip g", "tulip l", "tulip g"]
-    assert results["clip l"]["colour by position"]["77-154"]["right"] == 0.0
+    assert results["clip l"]["colour by position"]["77-154"]["mean"] == 0.0
 
 
 @pytest.fixture
@@ -271,8 +278,8 @@ def test_the_example_prompt_is_longer_than_248_tokens_and_belongs_to_the_world()
 
 def test_pictures_are_judged_against_the_prompt_and_foreign_prompts_are_not():
     caption = write_caption(np.random.default_rng(0), random_scene(np.random.default_rng(0), 4))
-    assert generate.describe_hits(caption.text, render(caption.scene)) == "4 of 4 details right (100%)"
-    assert generate.describe_hits("A zebra in the rain.", render(caption.scene)) == ""
+    assert hits(caption.text, render(caption.scene)) == "4 of 4 details right (100%)"
+    assert hits("A zebra in the rain.", render(caption.scene)) == ""
 
 
 def test_words_are_coloured_by_the_last_of_their_tokens():

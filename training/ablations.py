@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.evaluation.datasets import WORLD
+from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.evaluation.fidelity import fidelity
-from tulip_diffusion.evaluation.generation import prompts_of
 from tulip_diffusion.evaluation.plots import figure
-from tulip_diffusion.evaluation.readers import Reader
-from tulip_diffusion.evaluation.records import markdown, plain, write_record, write_whole
+from tulip_diffusion.evaluation.prompts import prompts_of
+from tulip_diffusion.evaluation.records import markdown, plain, write_record
 from tulip_diffusion.evaluation.retrieval import recall_at_k
+from tulip_diffusion.files import write_text
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.captions import Caption
@@ -112,7 +113,7 @@ def agree_on_settings(folder: Path, settings: dict[str, str]) -> None:
     """
     path = folder / "settings.json"
     if not path.exists():
-        write_whole(path, json.dumps(settings, indent=1))
+        write_text(path, json.dumps(settings, indent=1))
     elif (found := json.loads(path.read_text())) != settings:
         name = next(name for name in settings if found.get(name) != settings[name])
         raise ValueError(
@@ -129,7 +130,7 @@ class Ablation:
         read_clip: opens the family's CLIP anew, since a stage trains it in place.
     """
 
-    def __init__(self, options: argparse.Namespace, read_clip: Callable[[], Reader]):
+    def __init__(self, options: argparse.Namespace, read_clip: Callable[[], Encoder]):
         self.options, self.read_clip = options, read_clip
         settings = {name: str(getattr(options, name)) for name in SETTINGS}
         agree_on_settings(options.work, settings)
@@ -167,7 +168,7 @@ class Ablation:
             distill(reader.towers.text_encoder, reader.tokenizer, self.pairs, settings)
         return TulipTextModelWithProjection.from_pretrained(folder).eval()
 
-    def train(self, variant: Variant) -> Reader:
+    def train(self, variant: Variant) -> Encoder:
         """The towers that the variant's stages make."""
         student, reader = self.stage1(variant), self.read_clip()
         towers, tokenizer = reader.towers, reader.tokenizer
@@ -175,7 +176,7 @@ class Ablation:
         if variant.stage2 is None:
             if variant.rotations == "test":
                 expand_positions(student, window, LENGTH, alpha=8.0)
-            return Reader(towers._replace(text_encoder=student), tokenizer)
+            return Encoder(variant.name, towers._replace(text_encoder=student), tokenizer)
         arguments = {"length": LENGTH, "anchor_weight": 0.0, **variant.stage2}
         folder = self.options.work / f"{self.options.name}-{file_name(variant)}"
         arguments["chunk_size"] = pairs_at_once(self.options.batch, arguments["length"])  # changes no result
@@ -188,9 +189,9 @@ class Ablation:
                 assert config.rope_parameters is not None  # stage 2 has set them
                 config.rope_parameters = {**config.rope_parameters, "length": window}
         run_stage(stage, settings, accelerator)
-        return Reader(ClipTowers(student.eval(), stage.image.eval(), None), tokenizer)
+        return Encoder(variant.name, ClipTowers(student.eval(), stage.image.eval(), None), tokenizer)
 
-    def measure(self, reader: Reader) -> dict[str, Any]:
+    def measure(self, reader: Encoder) -> dict[str, Any]:
         """Retrieval in both directions on every set, and fidelity to CLIP at 77 tokens."""
         figures: dict[str, Any] = {}
         for name, captions in self.sets.items():
@@ -208,7 +209,7 @@ class Ablation:
         path = self.options.out / f"{file_name(variant)}.json"
         if not path.exists():
             figures = plain(self.measure(self.train(variant)))
-            write_whole(path, json.dumps({"variant": asdict(variant), "figures": figures}, indent=1))
+            write_text(path, json.dumps({"variant": asdict(variant), "figures": figures}, indent=1))
         return json.loads(path.read_text())["figures"]
 
 
@@ -216,7 +217,7 @@ def file_name(variant: Variant) -> str:
     return variant.name.replace(",", "").replace("'", "").replace(" ", "-").lower()
 
 
-def run(options: argparse.Namespace, read_clip: Callable[[], Reader]) -> None:
+def run(options: argparse.Namespace, read_clip: Callable[[], Encoder]) -> None:
     """The command. `read_clip` opens the towers of the family's CLIP, anew at each call."""
     options.out = options.out or Path("outputs/ablations") / options.name
     ablation = Ablation(options, read_clip)

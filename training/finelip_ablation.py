@@ -13,11 +13,11 @@ from typing import Any
 from transformers import CLIPTextModelWithProjection
 
 from tulip_diffusion.evaluation.datasets import world_set
-from tulip_diffusion.evaluation.embedding import Encoder, embed, from_towers
+from tulip_diffusion.evaluation.embeddings import embed
+from tulip_diffusion.evaluation.encoders import Encoder, Score
 from tulip_diffusion.evaluation.fidelity import fidelity
-from tulip_diffusion.evaluation.readers import Reader
 from tulip_diffusion.evaluation.records import markdown, write_record
-from tulip_diffusion.evaluation.retrieval import Score, recall_at_k
+from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.models.checkpoints import load_image_encoder
 from tulip_diffusion.models.finelip import (
     SCORES,
@@ -61,7 +61,7 @@ SETTINGS = ("steps", "batch", "rate", "refinement_rate", "anchor", "captions", "
 class FineLIPAblation:
     """The rows of one command, on common data. `read` opens "clip" or "tulip" of the family anew."""
 
-    def __init__(self, options: argparse.Namespace, read: Callable[[str], Reader]):
+    def __init__(self, options: argparse.Namespace, read: Callable[[str], Encoder]):
         self.options, self.read = options, read
         agree_on_settings(options.work, {name: str(getattr(options, name)) for name in SETTINGS})
         self.device = str(read("clip").towers.text_encoder.device)
@@ -93,7 +93,7 @@ class FineLIPAblation:
         text_encoder = CLIPTextModelWithProjection.from_pretrained(folder).eval()
         image_encoder = load_image_encoder(folder / "image_encoder")
         trained = reader.towers._replace(text_encoder=text_encoder, image_encoder=image_encoder)
-        encoder = from_towers(BASELINE, trained, reader.tokenizer, device=self.device)
+        encoder = Encoder(BASELINE, trained, reader.tokenizer, device=self.device)
         return self.recall(encoder) | self.kept(text_encoder)
 
     def train(self, on: str, score: str) -> FineLIP:
@@ -117,7 +117,7 @@ class FineLIPAblation:
         found = {}
         for name, score in SCORES.items():
             model = self.train(on, name)
-            encoder = from_towers(f"{on}, {name}", model, self.read("clip").tokenizer, device=self.device)
+            encoder = Encoder(f"{on}, {name}", model, self.read("clip").tokenizer, device=self.device)
             kept = self.kept(model.text_encoder)
             found[f"{on}, {name}"] = self.recall(encoder, score) | kept
             if score is late_interaction:
@@ -142,7 +142,7 @@ class FineLIPAblation:
         return fidelity(text_encoder, clip.towers.text_encoder, clip.tokenizer, texts, pad_id)
 
 
-def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
+def run(options: argparse.Namespace, read: Callable[[str], Encoder]) -> None:
     """The command: train, rank, write finelip.json and finelip.md."""
     ablation = FineLIPAblation(options, read)
     results = {BASELINE: ablation.baseline(), **ablation.rows("clip"), **ablation.rows("tulip")}

@@ -62,7 +62,8 @@ def run_generate(options: argparse.Namespace) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
-    from .strip import Panel, draw_strip, word_positions
+    from .evaluation.details import hits
+    from .evaluation.strip import Panel, draw_strip, word_positions
 
     refuse_existing([options.out], options.overwrite)
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the strip shows what encoders cannot see
@@ -71,7 +72,7 @@ def run_compare(options: argparse.Namespace) -> None:
     for encoder, title in compared(options).items():
         pipeline = load_pipeline(encoder, options.model, options.device, options.assets)
         picture = draw(pipeline, prompt, options, options.seed)
-        panels.append(Panel(picture, title, "" if options.model else describe_hits(prompt, picture)))
+        panels.append(Panel(picture, title, "" if options.model else hits(prompt, picture)))
         print(f"{title}: {panels[-1].note}" if panels[-1].note else title)
     words = word_positions(prompt, pipeline.tokenizer)
     save(draw_strip(panels, words), options.out)
@@ -96,20 +97,6 @@ def example_prompt() -> str:
 
     rng = np.random.default_rng(EXAMPLE_SEED)
     return write_caption(rng, random_scene(rng, PLACES), tokens=EXAMPLE_TOKENS).text
-
-
-def describe_hits(prompt: str, picture: Any) -> str:
-    """How many of the prompt's details the picture shows, or "" for a prompt from beyond the world."""
-    from .scenes.grammar import parse_caption
-    from .scenes.oracle import read_scene
-
-    try:
-        claims = parse_caption(prompt).claims
-    except ValueError:
-        return ""
-    things = read_scene(picture).things
-    right = [things[claim.place] == claim.thing for claim in claims]
-    return f"{sum(right)} of {len(right)} details right ({sum(right) / len(right):.0%})"
 
 
 def read_prompts(prompt: str | None, file: Path | None) -> list[str]:

@@ -13,7 +13,7 @@ from tulip_diffusion.demo.page import Page, slide
 from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
 from tulip_diffusion.demo.weights import Weights
-from tulip_diffusion.strip import BEYOND, SEEN
+from tulip_diffusion.evaluation.strip import BEYOND, SEEN
 
 TITLES = 3
 STATUS, SEED, STRIP, SHOWN, PAST, GALLERY = range(2 * TITLES, 2 * TITLES + 6)  # behind pictures and notes

@@ -1,4 +1,3 @@
-import argparse
 import json
 import math
 
@@ -6,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from tulip_diffusion.evaluation import attention
 from tulip_diffusion.evaluation.attention import by_position, entropy, eos_attention, spread, words_of
 from tulip_diffusion.scenes.dataset import full_caption
 
@@ -35,12 +33,12 @@ def test_attention_on_the_last_words_alone_is_seen_there():
     assert list(by_position(words_of(late)[0]).values()) == pytest.approx([0, 0, 0, 0, 5])
 
 
-def test_clips_attention_is_that_of_its_last_block_written_out(tiny_reader):
-    reader = tiny_reader("clip")
-    encoder = reader.towers.text_encoder
-    tokens, found = eos_attention(reader, "a red tulip in the first place")
+def test_clips_attention_is_that_of_its_last_block_written_out(tiny_encoder):
+    opened = tiny_encoder("clip")
+    encoder = opened.towers.text_encoder
+    tokens, found = eos_attention(opened, "a red tulip in the first place")
     assert tokens[0] == "<|startoftext|>" and tokens[-1] == "<|endoftext|>" and tokens[3] == "tulip</w>"
-    ids = reader.enclose(reader.tokenize(["a red tulip in the first place"])[0])
+    ids = opened.enclose(opened.tokenize(["a red tulip in the first place"])[0])
     block = encoder.text_model.encoder.layers[-1]
     with torch.no_grad():
         states = block.layer_norm1(encoder(ids[None], output_hidden_states=True).hidden_states[-2])[0]
@@ -51,22 +49,19 @@ def test_clips_attention_is_that_of_its_last_block_written_out(tiny_reader):
     torch.testing.assert_close(found, logits.softmax(dim=-1))
 
 
-def test_long_texts_are_read_as_far_as_the_encoder_can_and_its_back_end_is_put_back(tiny_reader):
+def test_long_texts_are_read_as_far_as_the_encoder_can_and_its_back_end_is_put_back(tiny_encoder):
     text = full_caption(np.random.default_rng(0)).text
     for name, read in (("clip", range(77, 78)), ("tulip", range(200, 260))):
-        reader = tiny_reader(name)
-        before = reader.towers.text_encoder.config._attn_implementation
-        tokens, found = eos_attention(reader, text)
+        encoder = tiny_encoder(name)
+        before = encoder.towers.text_encoder.config._attn_implementation
+        tokens, found = eos_attention(encoder, text)
         assert len(tokens) == found.shape[1] and len(tokens) in read
         torch.testing.assert_close(found.sum(dim=1), torch.ones(len(found)))
-        assert reader.towers.text_encoder.config._attn_implementation == before
+        assert encoder.towers.text_encoder.config._attn_implementation == before
 
 
-def test_the_command_writes_figures_a_table_and_two_pictures(tiny_reader, tmp_path):
-    parser = argparse.ArgumentParser()
-    attention.add_arguments(parser)
-    options = parser.parse_args(["--encoders", "clip", "tulip", "--count", "2", "--out", str(tmp_path)])
-    attention.run(options, tiny_reader)
-    results = json.loads((tmp_path / "attention.json").read_text())["results"]
+def test_the_command_writes_figures_a_table_and_two_pictures(command):
+    out = command("attention", "--encoders", "clip", "tulip", "--count", 2)
+    results = json.loads((out / "attention.json").read_text())["results"]
     assert 0 < results["tulip"]["of uniform"]["mean"] <= 1 and "beyond 77" not in results["clip"]
-    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "attention_words.png"}
+    assert {path.name for path in out.glob("*.png")} == {"attention.png", "attention_words.png"}

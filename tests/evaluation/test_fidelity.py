@@ -1,4 +1,3 @@
-import argparse
 import copy
 import json
 
@@ -7,7 +6,6 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tulip_diffusion.evaluation import fidelity as module
 from tulip_diffusion.evaluation.fidelity import (
     compare_batch,
     far_fidelity,
@@ -109,13 +107,13 @@ def test_far_states_are_compared_token_by_token(tiny_pipeline):
     assert cut["l"]["read"] == 0 and cut["l"]["error"] is None
 
 
-def test_the_command_compares_states_and_pictures(tiny_pipeline, tmp_path):
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    line = "--encoders clip tulip --prompts full --count 2 --pictures 1 --steps 1"
-    module.run(parser.parse_args([*line.split(), "--out", str(tmp_path)]), tiny_pipeline)
-    results = json.loads((tmp_path / "fidelity.json").read_text())["results"]
+def test_the_command_compares_states_and_pictures(command):
+    out = command(
+        "fidelity",
+        *["--encoders", "clip", "tulip", "--prompts", "full", "--count", "2", "--pictures", "1", "--steps", "1"],
+    )
+    results = json.loads((out / "fidelity.json").read_text())["results"]
     assert results["clip"]["near"]["g"]["penultimate_error"] == 0 and results["clip"]["pictures"]["pixels"] == 0
     assert results["tulip"]["far"]["full"]["l"]["read"] == 1
     assert results["tulip"]["near"]["l"]["penultimate_error"] > 0
-    assert (tmp_path / "fidelity.png").exists() and "clip, windows g" in (tmp_path / "fidelity.md").read_text()
+    assert (out / "fidelity.png").exists() and "clip, windows g" in (out / "fidelity.md").read_text()

@@ -1,6 +1,5 @@
-"""The position probes, held against readers that understand the world perfectly, whole or in its first 77 tokens."""
+"""The position probes, held against encoders that understand the world perfectly, whole or in its first 77 tokens."""
 
-import argparse
 import json
 import re
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tulip_diffusion.evaluation import positions
 from tulip_diffusion.evaluation.needles import distinct_contents, hard_negatives, make_needle, two_colours
 from tulip_diffusion.evaluation.probes import (
     early_bias,
@@ -25,17 +23,17 @@ from tulip_diffusion.scenes.oracle import read_scene
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
 
 
-class PerfectReader:
+class PerfectEncoder:
     """Texts and pictures as what stands in each place, one number for every place, kind and colour."""
 
     def __init__(self, limit=None):
         self.limit = limit
 
-    def embed_texts(self, texts):
+    def encode_texts(self, texts):
         captions = [parse_caption(text) for text in texts]
         return self.embed([(caption.cut(self.limit) if self.limit else caption).scene for caption in captions])
 
-    def embed_images(self, images):
+    def encode_images(self, images):
         return self.embed([read_scene(image) for image in images])
 
     def embed(self, scenes):
@@ -91,7 +89,7 @@ def test_one_word_alone_is_exchanged():
 
 def test_who_reads_everything_finds_every_needle_and_who_reads_77_tokens_none_beyond():
     needles = [needle(248, seed) for seed in range(4)]
-    whole, cut = (find_needles(PerfectReader(limit), needles, slots=6) for limit in (None, 77))
+    whole, cut = (find_needles(PerfectEncoder(limit), needles, slots=6) for limit in (None, 77))
     assert [slot["image to text"].mean for slot in whole["slots"].values()] == [1.0] * 6
     assert whole["last of first"] == 1.0 and whole["early bias"] == pytest.approx(0.2, abs=0.005)
     assert cut["slots"][0]["text to image"].mean == 1.0
@@ -102,7 +100,7 @@ def test_who_reads_everything_finds_every_needle_and_who_reads_77_tokens_none_be
 
 
 def test_a_wrong_colour_is_told_where_it_is_read_and_a_tie_elsewhere():
-    whole, cut = (prefer_right_colour(PerfectReader(limit), "full", 4, "validation") for limit in (None, 77))
+    whole, cut = (prefer_right_colour(PerfectEncoder(limit), "full", 4, "validation") for limit in (None, 77))
     assert all(share.mean == 1.0 for share in whole["position"].values())
     assert cut["position"]["0-77"].mean > 0.9
     assert {share.mean for bin_, share in cut["position"].items() if bin_ != "0-77"} == {0.5}
@@ -139,16 +137,13 @@ def test_a_word_beyond_what_an_encoder_reads_moves_nothing_and_any_other_does(ti
         assert min(moved[name] for name in ("pooled", "word", "after", "noise")) > 0
 
 
-def test_the_command_writes_figures_tables_and_plots(tiny_reader, tiny_pipeline, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    positions.add_arguments(parser)
+def test_the_command_writes_figures_tables_and_plots(command, capsys):
     line = "--encoders clip tulip --tokens 77 --needles 2 --variants 3 --slots 2 --prompts full --count 2 --tail 1"
-    options = parser.parse_args([*line.split(), "--tail-tokens", "100", "--out", str(tmp_path)])
-    positions.run(options, tiny_reader, tiny_pipeline)
-    record = json.loads((tmp_path / "positions.json").read_text())
+    out = command("positions", *line.split(), "--tail-tokens", 100)
+    record = json.loads((out / "positions.json").read_text())
     assert record["command"]["encoders"] == ["clip", "tulip"]
     assert set(record["results"]["tulip"]) == {"needle", "negatives", "tail"}
     assert list(record["results"]["tulip"]["tail"]) == ["0", "40", "77"]
-    assert capsys.readouterr().out.strip() == (tmp_path / "positions.md").read_text().strip()
-    assert "| chance | 0.333 |" in (tmp_path / "positions.md").read_text()
-    assert {path.name for path in tmp_path.glob("*.png")} == {"needle.png", "negatives.png", "tail.png"}
+    assert capsys.readouterr().out.strip() == (out / "positions.md").read_text().strip()
+    assert "| chance | 0.333 |" in (out / "positions.md").read_text()
+    assert {path.name for path in out.glob("*.png")} == {"needle.png", "negatives.png", "tail.png"}

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import CLIPTokenizer
 
 from tulip_diffusion.evaluation import retrieval
 from tulip_diffusion.evaluation.datasets import world_set
-from tulip_diffusion.evaluation.embedding import Encoder
+from tulip_diffusion.evaluation.encoders import open_encoder, open_pair
 from tulip_diffusion.evaluation.retrieval import recall_at_k
+from tulip_diffusion.models.checkpoints import load_clip, load_image_encoder
+from tulip_diffusion.models.text_encoder import from_clip
+from tulip_diffusion.tokenization import load_tokenizer
 
 
 def naive(images, texts, owner, k):
@@ -127,33 +131,59 @@ def options():
     return lambda *line: parser.parse_args([str(word) for word in line])
 
 
-def pixel_encoder(name):
-    """Knows pictures by their pixels and captions not at all."""
+@pytest.fixture
+def world(command, tmp_path):
+    """Run retrieval on small sets of the world; returns what it measured and the folder."""
 
-    def images(pictures):
-        return torch.stack([torch.tensor(np.asarray(p.resize((4, 4))).flatten() / 255.0).float() for p in pictures])
+    def run(*encoders, count=12):
+        line = ["--data", "world-short", "world-hard", "--count", count, "--cache", tmp_path / "cache"]
+        out = command("retrieval", *line, "--encoders", *encoders)
+        return json.loads((out / "retrieval.json").read_text())["results"]["measured"], out
 
-    return Encoder(name, images, lambda texts: torch.ones(len(texts), 48), f"{name} i", f"{name} t", 77)
-
-
-def test_the_command_writes_json_markdown_plot_and_examples(options, tmp_path):
-    line = ["--data", "world-short", "world-hard", "--count", 12, "--encoders", "a", "b"]
-    retrieval.run(options(*line, "--out", tmp_path / "out", "--cache", tmp_path / "cache"), pixel_encoder)
-    record = json.loads((tmp_path / "out/retrieval.json").read_text())
-    assert record["results"]["measured"]["world-hard"]["b"]["t2i_R@1"] <= 0.5
-    assert record["results"]["measured"]["world-hard"]["b"]["i2t_R@1"] == pytest.approx(1 / 12, abs=1e-5)
-    assert record["command"]["count"] == 12
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"retrieval.md", "retrieval.png", "examples-world-short-a.png"} <= names
-    assert "| a | 8.3 ± " in (tmp_path / "out/retrieval.md").read_text()
+    return run
 
 
-def test_printed_figures_stand_beside_measured_ones_and_say_so():
+def test_the_command_writes_json_markdown_plot_and_examples(world, family, clip_folder):
+    measured, out = world("clip", clip_folder)
+    embeds = {}
+    captions = world_set("world-hard", 12)
+    encoder = open_encoder("clip", argparse.Namespace(assets=family, device="cpu"))
+    embeds = encoder.encode_images([captions.picture(i) for i in range(12)]), encoder.encode_texts(captions.captions)
+    expected = naive(*embeds, captions.image_of_text, 1)
+    assert {name: measured["world-hard"]["clip"][name] for name in expected} == pytest.approx(expected, abs=0.2)
+    names = {path.name for path in out.iterdir()}
+    assert {"retrieval.md", "retrieval.png", "examples-world-short-clip.png", "provenance.json"} <= names
+    share = 100 * measured["world-short"][clip_folder.name]["i2t_R@1"]
+    assert f"| {clip_folder.name} | {share:.1f} ± " in (out / "retrieval.md").read_text()
+
+
+@pytest.mark.parametrize("image_folder", ["image_encoder", None])
+def test_a_training_stages_folder_is_read_with_the_tokenizer_and_image_tower_that_lie_in_it(
+    image_folder, world, clip_folder, family, tmp_path
+):
+    stage = tmp_path / "stage2"
+    tulip = from_clip(load_clip(clip_folder).text_encoder)
+    tulip.save_pretrained(stage)
+    CLIPTokenizer.from_pretrained(family / "tokenizer_2").save_pretrained(stage)
+    if image_folder is None:
+        with pytest.raises(ValueError, match="no image tower"):
+            world(stage)
+        return
+    load_image_encoder(clip_folder).save_pretrained(stage / image_folder)
+    measured, _ = world(stage)
+    assert measured["world-short"]["stage2"]["length"] == 248
+    encoder = open_pair(str(stage), argparse.Namespace(device="cpu"))
+    assert encoder.tokenizer.pad_token == "!" and encoder.length is None
+    ids = load_tokenizer()(["a red tulip"], return_tensors="pt").input_ids
+    torch.testing.assert_close(encoder.encode_texts(["a red tulip"]), tulip(ids).text_embeds)
+
+
+def test_published_figures_stand_beside_measured_ones_and_say_so():
     row = {f"{d}_R@{k}": 0.5 for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"images": 1000, "texts": 1000}
     table = retrieval.recall_table("urban-1k", {"mine": row})
     assert "| mine | 50.0 ± 3.1 | 50.0 | 50.0 | 50.0 ± 3.1 | 50.0 | 50.0 |" in table
-    assert "| *TULIP L/14, printed* | *90.1* |  |  | *91.1* |  |  |" in table
-    assert "printed" not in retrieval.recall_table("world-long", {"mine": row})
+    assert "| *TULIP L/14, published* | *90.1* |  |  | *91.1* |  |  |" in table
+    assert "published" not in retrieval.recall_table("world-long", {"mine": row})
 
 
 def test_data_that_the_command_does_not_know_is_named(options, tmp_path):

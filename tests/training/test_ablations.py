@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tulip_diffusion.data import CaptionData
-from tulip_diffusion.evaluation.readers import Reader
+from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.scenes.render import render
 from tulip_diffusion.training import ablations
@@ -27,7 +27,7 @@ from tulip_diffusion.training.variants import COPE, PAPER, both
 
 @pytest.fixture
 def read_clip(load_towers, tokenizer):
-    return lambda: Reader(load_towers()._replace(logit_scale=None), tokenizer)
+    return lambda: Encoder("clip", load_towers()._replace(logit_scale=None), tokenizer)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tulip_diffusion import from_clip
-from tulip_diffusion.evaluation.readers import Reader
+from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.training.finelip_ablation import BASELINE, add_arguments, run
 
 
@@ -21,9 +21,8 @@ def read(load_towers, tokenizer):
     def open_towers(name):
         towers = load_towers()
         text = towers.text_encoder if name == "clip" else copy.deepcopy(from_clip(towers.text_encoder))
-        return Reader(
-            towers._replace(text_encoder=text, image_encoder=copy.deepcopy(image), logit_scale=None), tokenizer
-        )
+        towers = towers._replace(text_encoder=text, image_encoder=copy.deepcopy(image), logit_scale=None)
+        return Encoder(name, towers, tokenizer)
 
     return open_towers
 

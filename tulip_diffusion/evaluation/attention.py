@@ -6,41 +6,42 @@ everything else is the *words*, and their attention is shared out to sum to 1.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tulip_diffusion.data import open_captions
 from tulip_diffusion.scenes.dataset import SPLITS
+from tulip_diffusion.windows import CLIP_LENGTH
 
-from .generation import PROMPTS, WINDOW, prompts_of
-from .plots import curve, figure, level, middles, shaded_words
-from .readers import ENCODERS_HELP, Reader
+from .encoders import Encoder, add_encoders, open_encoder
+from .plots import curve, figure, legend, level, middles, shaded_words
+from .processes import is_first, shared
+from .prompts import PROMPTS, position_after, prompts_of
 from .records import markdown, mean_over, write_record
 
 BIN = 20  # tokens
 
 
 @torch.no_grad()
-def eos_attention(reader: Reader, text: str) -> tuple[list[str], Tensor]:
+def eos_attention(encoder: Encoder, text: str) -> tuple[list[str], Tensor]:
     """The tokens of `text` that the encoder reads, and their attention from EOS in the last block, (heads, tokens).
 
     Tokens are spelt as the vocabulary does, BOS and EOS included; every head's attention sums to 1.
     """
-    encoder = reader.towers.text_encoder
-    ids = reader.enclose(reader.tokenize([text])[0])
-    before = encoder.config._attn_implementation
-    encoder.set_attn_implementation("eager")  # the others do not tell
+    tower = encoder.towers.text_encoder
+    ids = encoder.enclose(encoder.tokenize([text])[0])
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")  # the others do not tell
     try:
-        attentions = encoder(ids[None].to(encoder.device), output_attentions=True).attentions
+        attentions = tower(ids[None].to(encoder.device), output_attentions=True).attentions
     finally:
-        encoder.set_attn_implementation(before)
-    return reader.tokenizer.convert_ids_to_tokens(ids.tolist()), attentions[-1][0, :, -1].float().cpu()
+        tower.set_attn_implementation(before)
+    return encoder.tokenizer.convert_ids_to_tokens(ids.tolist()), attentions[-1][0, :, -1].float().cpu()
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -65,6 +66,7 @@ def spread(attention: Tensor) -> dict[str, float]:
     words = words_of(attention)
     count = words.shape[1]
     positions = torch.arange(1, count + 1)
+    unseen = torch.tensor([position_after(token) > CLIP_LENGTH for token in range(1, count + 1)])
     figures = {
         "entropy": entropy(words).mean().item(),
         "of uniform": (entropy(words).mean() / torch.tensor(float(count)).log()).item(),
@@ -72,7 +74,7 @@ def spread(attention: Tensor) -> dict[str, float]:
         "bos": attention[:, 0].mean().item(),
         "eos": attention[:, -1].mean().item(),
     }
-    for name, place in (("beyond 77", positions >= WINDOW - 1), ("last quarter", positions > 0.75 * count)):
+    for name, place in (("beyond 77", unseen), ("last quarter", positions > 0.75 * count)):
         if place.any():
             figures[name] = (words[:, place].sum(dim=1).mean() / place.float().mean()).item()
     return figures
@@ -85,12 +87,12 @@ def by_position(words: Tensor) -> dict[str, float]:
     return {f"{low}-{low + BIN}": part.mean().item() * len(words) for low, part in zip(edges, shares, strict=False)}
 
 
-def measure(reader: Reader, texts: Sequence[str], name: str) -> dict[str, Any]:
+def measure(encoder: Encoder, texts: Sequence[str], name: str) -> dict[str, Any]:
     """Means of [`spread`] and [`by_position`] over `texts`."""
     spreads: dict[str, list[tuple[int, float]]] = {}
     bins: dict[str, list[tuple[int, float]]] = {}
-    for number, text in enumerate(tqdm(texts, desc=name, mininterval=5)):
-        _, attention = eos_attention(reader, text)
+    attentions = shared(lambda text: eos_attention(encoder, text)[1], texts, name)
+    for number, attention in enumerate(attentions):
         mean = words_of(attention).mean(dim=0)
         for collected, figures in ((spreads, spread(attention)), (bins, by_position(mean))):
             for key, value in figures.items():
@@ -103,7 +105,7 @@ def measure(reader: Reader, texts: Sequence[str], name: str) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoders", nargs="+", default=["longclip", "tulip"], help=ENCODERS_HELP)
+    add_encoders(parser, ["longclip", "tulip"])
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other captions: any file that `train` reads; needs no images")
     parser.add_argument("--count", type=int, default=64, help="how many captions (default 64)")
@@ -117,26 +119,26 @@ def texts_of(options: argparse.Namespace) -> list[str]:
     return [caption.text for caption in prompts_of(options.prompts, options.count, options.split)]
 
 
-def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
-    """The command. `read` opens an encoder's towers by its name or source."""
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    opened = {name: open_encoder(name, options) for name in options.encoders}  # fails early where one is missing
     texts = texts_of(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    opened = {name: read(name) for name in options.encoders}  # a missing one is told at once
     results: dict[str, Any] = {}
-    for name, reader in opened.items():
-        tokens, attention = eos_attention(reader, texts[0])
+    for name, encoder in opened.items():
+        tokens, attention = eos_attention(encoder, texts[0])
         example: dict[str, Any] = {"words": [token.removesuffix("</w>") for token in tokens[1:-1]]}
         example["attention"] = words_of(attention).mean(dim=0).tolist()
-        results[name] = {**measure(reader, texts, name), "example": example}
+        results[name] = {**measure(encoder, texts, name), "example": example}
     figures = [key for result in results.values() for key in result if key not in ("position", "example")]
     columns = list(dict.fromkeys(figures))
     rows = [[name, *map(result.get, columns)] for name, result in results.items()]
     title = "Attention of EOS in the last block; entropy in nats, places as multiples of an even spread"
     table = f"{title}\n\n{markdown(['', *columns], rows)}"
-    write_record("attention", options, results, table)
     print(table)
-    draw_curves(results, options.out / "attention.png")
-    draw_words(results, options.out / "attention_words.png")
+    if is_first():
+        write_record("attention", options, results, table)
+        draw_curves(results, options.out / "attention.png")
+        draw_words(results, options.out / "attention_words.png")
 
 
 def draw_curves(results: dict[str, Any], out: Path) -> None:
@@ -145,9 +147,9 @@ def draw_curves(results: dict[str, Any], out: Path) -> None:
         for name, result in results.items():
             curve(axes, middles(result["position"]), list(result["position"].values()), name)
         level(axes, 1, "even spread")
-        axes.axvline(WINDOW, color="0.8")
+        axes.axvline(CLIP_LENGTH, color="0.8")
         axes.set(xlabel="token position", ylabel="attention of EOS, last block, × even", ylim=(0, None))
-        axes.legend(frameon=False)
+        legend(axes)
 
 
 def draw_words(results: dict[str, Any], out: Path) -> None:

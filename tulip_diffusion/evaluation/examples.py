@@ -1,7 +1,7 @@
 """Retrieval examples as one picture: queries of both directions with what they found, right and wrong."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .datasets import RetrievalSet
+from .encoders import Score
 
-Score = Callable[[Tensor, Tensor], Tensor]
 POOL = 256  # queries of each direction among which examples are looked for
 TILE, GAP, LINE = 144, 8, 13
 TEXT_WIDTH, TEXT_LETTERS, TEXT_LINES = 380, 76, 11

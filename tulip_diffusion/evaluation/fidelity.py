@@ -6,9 +6,8 @@ worth: places that are drawn otherwise when encoders are exchanged, from the sam
 """
 
 import argparse
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tulip_diffusion.pipelines.reading import context_length
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS
+from tulip_diffusion.windows import CLIP_LENGTH
 
-from .generation import POSITIONS, PROMPTS, WINDOW, changed, details, draw_captions, prompts_of
-from .plots import curve, figure, middles
+from .details import changed, details, share
+from .drawing import add_drawing, draw_captions, open_pipeline
+from .plots import curve, figure, legend, middles
+from .processes import is_first
+from .prompts import POSITIONS, PROMPTS, bin_means, position_after, prompts_of
 from .reading import text_states
 from .records import markdown, mean_over, write_record
 
@@ -130,7 +133,7 @@ def far_fidelity(
     together, so no error is 0: how far the teacher itself, reading in windows, is from its own reading of the random
     groups is the measure of what is small.
     """
-    groups = [sub_captions(caption, np.random.default_rng(row), WINDOW) for row, caption in enumerate(captions)]
+    groups = [sub_captions(caption, np.random.default_rng(row), CLIP_LENGTH) for row, caption in enumerate(captions)]
     call: dict[str, Any] = {} if overflow is None else {"overflow": overflow}
     with pipeline.conditioned(**call):
         limit = tokens_read(pipeline, pipeline._conditioning.overflow)
@@ -147,7 +150,7 @@ def far_fidelity(
                 first, last = caption.token_spans[sentence]
                 if last + 1 > limit:
                     unread += last - first
-                elif last + 1 > WINDOW:
+                elif last + 1 > CLIP_LENGTH:
                     tokens.append((row, first, whole[row][first:last], states[start:end]))
     return {slot: far_figures(tokens, unread, index) for index, slot in enumerate(("l", "g"))}
 
@@ -161,17 +164,13 @@ def far_figures(tokens: Sequence[tuple[int, int, Tensor, Tensor]], unread: int, 
     for row, first, student, teacher in tokens:
         student, teacher = student.chunk(2, dim=-1)[slot], teacher.chunk(2, dim=-1)[slot]
         rows += [row] * len(student)
-        places += range(first, first + len(student))
+        places += [position_after(token) for token in range(first, first + len(student))]
         cosines += F.cosine_similarity(student, teacher, dim=-1).tolist()
         errors += ((student - teacher).square().sum(-1) / teacher.square().sum(-1)).tolist()
     figures: dict[str, Any] = {"read": len(rows) / max(1, len(rows) + unread)}
     for name, values in (("cosine", cosines), ("error", errors)):
         figures[name] = mean_over(values, rows)
-        figures[f"{name} by position"] = by_position = {}
-        for low, high in itertools.pairwise(POSITIONS[1:]):
-            inside = [index for index, place in enumerate(places) if low <= place < high]
-            if mean := mean_over([values[index] for index in inside], [rows[index] for index in inside]):
-                by_position[f"{low}-{high}"] = mean
+        figures[f"{name} by position"] = bin_means(places, values, rows, POSITIONS[1:])
     return figures
 
 
@@ -195,20 +194,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=256, help="texts of each kind (default 256)")
     parser.add_argument("--pictures", type=int, default=128, help="short prompts to draw, 0 for none (default 128)")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    add_drawing(parser)
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
     parser.add_argument("--out", type=Path, default=Path("outputs/fidelity"), help="folder for the results")
 
 
-def run(options: argparse.Namespace, load: Callable[[str], Any]) -> None:
-    """The command. `load` makes a pipeline out of an encoder's name."""
-    pipelines = {encoder: quiet(load(encoder)) for encoder in options.encoders}  # a missing one is told at once
-    teacher = quiet(load(options.teacher))
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    pipelines = {name: open_pipeline(name, options) for name in options.encoders}  # fails early where one is missing
+    teacher = open_pipeline(options.teacher, options)
+    drawing = {"steps": options.steps, "guidance": options.guidance, "batch": options.batch}
     short = prompts_of("short", options.count, options.split)
     drawn, reference = short[: options.pictures], None
     if drawn:
-        reference = draw_captions(teacher, drawn, options.steps, options.guidance)
+        reference = draw_captions(teacher, drawn, **drawing)
     results: dict[str, Any] = {
         options.teacher: {"near": {}, "far": {}, "pictures": pictures_of(reference, reference, drawn)}
     }
@@ -216,29 +215,23 @@ def run(options: argparse.Namespace, load: Callable[[str], Any]) -> None:
     windows = {name: far_fidelity(teacher, teacher, captions, "windows") for name, captions in far.items()}
     results[f"{options.teacher}, windows"] = {"near": {}, "far": windows, "pictures": None}
     for encoder, pipeline in pipelines.items():
-        pictures = draw_captions(pipeline, drawn, options.steps, options.guidance) if drawn else None
+        pictures = draw_captions(pipeline, drawn, **drawing) if drawn else None
         results[encoder] = {
             "near": near_fidelity(pipeline, teacher, [caption.text for caption in short]),
             "far": {name: far_fidelity(pipeline, teacher, captions) for name, captions in far.items()},
             "pictures": pictures_of(pictures, reference, drawn),
         }
-        write_record("fidelity", options, results, tables(results))
     print(tables(results))
-    draw(results, options)
-
-
-def quiet(pipeline: Any) -> Any:
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    if is_first():
+        write_record("fidelity", options, results, tables(results))
+        draw_curves(results, options)
 
 
 def pictures_of(pictures: Any, reference: Any, captions: Sequence[Caption]) -> dict[str, Any] | None:
-    """Places and pixels that differ from the teacher's pictures, and the share of details drawn rightly."""
+    """Places and pixels that differ from the teacher's pictures, and the share of details drawn right."""
     if pictures is None:
         return None
-    found = details(pictures, captions)
-    right = mean_over([float(detail.right) for detail in found], [detail.prompt for detail in found])
-    return {**changed(pictures, reference), "right": right}
+    return {**changed(pictures, reference), "right": share(details(pictures, captions))}
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -271,7 +264,7 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def draw(results: dict[str, Any], options: argparse.Namespace) -> None:
+def draw_curves(results: dict[str, Any], options: argparse.Namespace) -> None:
     """Token error by position, one panel a kind of prompt, one line an encoder and slot."""
     if not options.prompts:
         return
@@ -283,4 +276,4 @@ def draw(results: dict[str, Any], options: argparse.Namespace) -> None:
                     curve(axes, middles(by_position), list(by_position.values()), f"{name} {slot}")
             axes.set(title=f"{prompts} prompts", xlabel="token position")
         panels[0][0].set_ylabel("relative error of token states")
-        panels[0][-1].legend(frameon=False)
+        legend(panels[0][-1])

@@ -1,32 +1,33 @@
 """Figures as PNG files, drawn without a display."""
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tulip_diffusion.files import replacing
+from tulip_diffusion.windows import CLIP_LENGTH
+
 from .records import Mean
+
+
+def check_installed(*packages: str) -> None:
+    """Raise ImportError, before any work, where an optional package is missing that is needed after it."""
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise ImportError(f'This needs {", ".join(missing)}, not installed here: pip install "tulip-diffusion[eval]"')
 
 
 @contextlib.contextmanager
 def figure(out: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 4)) -> Iterator[Any]:
     """A grid of axes, (rows, columns), each panel of `size` inches; written to `out` at the end of the block."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     width, height = size
-    drawing, axes = pyplot.subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
-    )
-    try:
-        yield axes
-        partial = out.with_name(f"{out.name}.part")
-        drawing.savefig(partial, dpi=150, format="png")
-        partial.replace(out)
-    finally:
-        pyplot.close(drawing)
+    drawing = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    yield drawing.subplots(rows, columns, squeeze=False)
+    with replacing(out) as unfinished:
+        drawing.savefig(unfinished, dpi=150, format="png")
 
 
 def curve(axes: Any, positions: Sequence[float], values: Sequence[Mean | float | None], label: str) -> None:
@@ -44,6 +45,21 @@ def curve(axes: Any, positions: Sequence[float], values: Sequence[Mean | float |
 def level(axes: Any, height: float, text: str) -> None:
     """A dotted line at `height`, such as chance."""
     axes.axhline(height, color="0.6", linestyle=":", label=text)
+
+
+def legend(axes: Any) -> None:
+    """Names of the lines, beside the panel where they hide none."""
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def bins_figure(results: Mapping[str, Any], by: str, across: str, up: str, out: Path) -> None:
+    """Shares by bin, one line an entry of `results`, whose `by` is a dictionary of bins; CLIP's window is marked."""
+    with figure(out) as ((axes,),):
+        for name, result in results.items():
+            curve(axes, middles(result[by]), list(result[by].values()), name)
+        axes.axvline(CLIP_LENGTH, color="0.7", linestyle=":")
+        axes.set(xlabel=across, ylabel=up, ylim=(0, 1.02))
+        legend(axes)
 
 
 def shaded_words(axes: Any, words: Sequence[str], shades: Sequence[float], title: str, columns: int = 100) -> None:

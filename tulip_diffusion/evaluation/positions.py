@@ -7,24 +7,24 @@ one changed word moves the pooled state, the token states and the UNet's predict
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tulip_diffusion.scenes.dataset import SPLITS
 
-from .generation import PROMPTS
+from .drawing import open_pipeline
+from .encoders import add_encoders, open_pair
 from .needles import Needle, distinct_contents, make_needle
-from .plots import curve, figure, level, middles
+from .plots import curve, figure, legend, level, middles
 from .probes import EARLY, Figures, find_needles, prefer_right_colour, tail_sensitivity
-from .readers import ENCODERS_HELP, Reader
+from .processes import is_first
+from .prompts import PROMPTS
 from .records import markdown, write_record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip"], help=ENCODERS_HELP)
+    add_encoders(parser, ["clip", "longclip", "tulip"])
     parser.add_argument(
         "--tokens", type=int, nargs="+", default=[77, 154, 248, 500, 1000], help="lengths of the texts"
     )
@@ -49,27 +49,28 @@ def needles_of(tokens: int, options: argparse.Namespace) -> list[Needle]:
     return [make_needle(rng, tokens, distinct_contents(rng, options.variants)) for rng in rngs]
 
 
-def run(options: argparse.Namespace, read: Callable[[str], Reader], load: Callable[[str], Any]) -> None:
-    """The command. `read` opens an encoder's towers by its name or source, `load` its pipeline."""
+def run(options: argparse.Namespace) -> None:
+    """The command."""
     results: dict[str, Figures] = {}
-    opened = {name: read(name) for name in options.encoders}  # a missing one is told at once
-    pipelines = {name: load(name) for name in options.encoders if options.tail}
-    for name, reader in opened.items():
+    opened = {name: open_pair(name, options) for name in options.encoders}  # fails early where one is missing
+    pipelines = {name: open_pipeline(name, options) for name in options.encoders if options.tail}
+    for name, encoder in opened.items():
         own: Figures = {"needle": {}, "negatives": {}, "tail": {}}
         results[name] = own
         if options.tail:
             own["tail"] = tail_sensitivity(pipelines[name], options.tail, options.tail_tokens, options.split)
         for tokens in options.tokens:
             needles = needles_of(tokens, options)
-            own["needle"][str(tokens)] = find_needles(reader, needles, options.slots, f"{name}, {tokens} tokens")
+            own["needle"][str(tokens)] = find_needles(encoder, needles, options.slots, f"{name}, {tokens} tokens")
         for prompts in options.prompts:
-            own["negatives"][prompts] = prefer_right_colour(reader, prompts, options.count, options.split)
-        write_record("positions", options, results, tables(results))
+            own["negatives"][prompts] = prefer_right_colour(encoder, prompts, options.count, options.split)
     print(tables(results))
-    draw_needles(results, options)
-    draw_negatives(results, options)
-    if any(figures["tail"] for figures in results.values()):
-        draw_tail(results, options)
+    if is_first():
+        write_record("positions", options, results, tables(results))
+        draw_needles(results, options)
+        draw_negatives(results, options)
+        if options.tail:
+            draw_tail(results, options)
 
 
 def tables(results: dict[str, Figures]) -> str:
@@ -111,7 +112,7 @@ def draw_needles(results: dict[str, Figures], options: argparse.Namespace) -> No
             level(axes, 1 / options.variants, "chance")
             axes.set(title=f"{tokens} tokens", xlabel="token where the needle starts", ylim=(0, 1.02))
         panels[0][0].set_ylabel(f"share of images that find their text of {options.variants}")
-        panels[0][-1].legend(frameon=False)
+        legend(panels[0][-1])
 
 
 def draw_negatives(results: dict[str, Figures], options: argparse.Namespace) -> None:
@@ -125,7 +126,7 @@ def draw_negatives(results: dict[str, Figures], options: argparse.Namespace) -> 
             level(axes, 0.5, "chance")
             axes.set(title=f"{prompts} prompts", xlabel="token of the changed colour's sentence", ylim=(0, 1.02))
         panels[0][0].set_ylabel("share of images nearer to their text")
-        panels[0][-1].legend(frameon=False)
+        legend(panels[0][-1])
 
 
 def draw_tail(results: dict[str, Figures], options: argparse.Namespace) -> None:
@@ -137,4 +138,5 @@ def draw_tail(results: dict[str, Figures], options: argparse.Namespace) -> None:
                 curve(axes, [row["position"] for row in rows], [row[what] for row in rows], name)
             axes.set(title=what, xlabel="token where its sentence starts", xscale="symlog")
         panels[0][0].set_ylabel("move by one changed word")
-        panels[0][-1].legend(frameon=False)
+        legend(panels[0][-1])
+        legend(panels[0][-1])

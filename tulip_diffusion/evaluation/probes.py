@@ -1,21 +1,22 @@
 """The probes of `evaluate positions`: what one sentence or one word does, depending on where it stands."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from tulip_diffusion.pipelines.attention import long_context_attention, visible_tokens
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
+from tulip_diffusion.windows import CLIP_LENGTH
 
-from .generation import POSITIONS, WINDOW, prompts_of
+from .encoders import Embeds
 from .needles import Needle, hard_negatives, make_needle, two_colours
-from .readers import Reader
+from .processes import shared
+from .prompts import POSITIONS, bin_means, position_of, prompts_of
 from .records import mean_over
 
 EARLY = 0.2  # the part of a text that the early-token bias index is about
@@ -55,17 +56,22 @@ def movement(texts: Tensor) -> float:
     return float((1 - texts @ texts.T).sum() / (count * (count - 1)))
 
 
-def find_needles(reader: Reader, needles: Sequence[Needle], slots: int, name: str = "needles") -> Figures:
+def find_needles(encoder: Embeds, needles: Sequence[Needle], slots: int, name: str = "needles") -> Figures:
     """Needle retrieval by slot, with the movement of the pooled state and the early-token bias index."""
     slots = min(slots, *(len(needle.others) + 1 for needle in needles))
-    found: list[list[tuple[int, float, float, float, list[float], list[float]]]] = [[] for _ in range(slots)]
-    for number, needle in enumerate(tqdm(needles, desc=name, mininterval=5)):
-        images = reader.embed_images([render(scene) for scene in needle.scenes])
-        for slot, place in enumerate(needle.slots(slots)):
+
+    def at_every_slot(number: int) -> list[tuple[int, float, float, float, list[float], list[float]]]:
+        needle = needles[number]
+        images = unit(encoder.encode_images([render(scene) for scene in needle.scenes]))
+        rows = []
+        for place in needle.slots(slots):
             captions = needle.captions(place)
-            texts = reader.embed_texts([caption.text for caption in captions])
+            texts = unit(encoder.encode_texts([caption.text for caption in captions]))
             token, whole = captions[0].token_spans[place][0], captions[0].tokens
-            found[slot].append((number, token, token / whole, movement(texts), *match_shares(images, texts)))
+            rows.append((number, token, token / whole, movement(texts), *match_shares(images, texts)))
+        return rows
+
+    found = list(zip(*shared(at_every_slot, range(len(needles)), name), strict=True))  # by slot
     figures: Figures = {"slots": {}, "chance": 1 / len(needles[0].scenes)}
     for slot, rows in enumerate(found):
         groups = [number for number, *_, hits, _ in rows for _ in hits]
@@ -83,28 +89,33 @@ def find_needles(reader: Reader, needles: Sequence[Needle], slots: int, name: st
     return figures
 
 
-def prefer_right_colour(reader: Reader, prompts: str, count: int, split: str) -> Figures:
+def prefer_right_colour(encoder: Embeds, prompts: str, count: int, split: str) -> Figures:
     """Share of pictures nearer to their text than to its hard negative, by the position of the colour's sentence.
 
     A tie, as between texts that differ where the encoder does not read, counts a half.
     """
-    trials: list[tuple[int, int, float]] = []
-    for number, caption in enumerate(tqdm(prompts_of(prompts, count, split), desc=f"negatives {prompts}")):
+    captions = prompts_of(prompts, count, split)
+
+    def trials_of(number: int) -> list[tuple[int, int, float]]:
+        caption = captions[number]
         negatives = hard_negatives(np.random.default_rng(number), caption)
         if not negatives:
-            continue
-        image = reader.embed_images([render(caption.scene)])[0]
-        own, *others = (reader.embed_texts([caption.text, *(text for _, text in negatives)]) @ image).tolist()
-        for (claim, _), other in zip(negatives, others, strict=True):
-            score = 0.5 if abs(own - other) < TIE else float(own > other)
-            trials.append((number, claim.tokens[1] - 1, score))
-    figures: Figures = {"all": mean_over([score for *_, score in trials], [number for number, *_ in trials])}
-    figures["position"] = {}
-    for low, high in pairwise(POSITIONS):
-        inside = [trial for trial in trials if low < trial[1] <= high]
-        if accuracy := mean_over([score for *_, score in inside], [number for number, *_ in inside]):
-            figures["position"][f"{low}-{high}"] = accuracy
-    return figures
+            return []
+        image = unit(encoder.encode_images([render(caption.scene)]))[0]
+        texts = unit(encoder.encode_texts([caption.text, *(text for _, text in negatives)]))
+        own, *others = (texts @ image).tolist()
+        return [
+            (number, position_of(claim), 0.5 if abs(own - other) < TIE else float(own > other))
+            for (claim, _), other in zip(negatives, others, strict=True)
+        ]
+
+    trials = [trial for found in shared(trials_of, range(count), f"negatives {prompts}") for trial in found]
+    numbers, places, scores = zip(*trials, strict=True) if trials else ((), (), ())
+    return {"all": mean_over(scores, numbers), "position": bin_means(places, scores, numbers, POSITIONS)}
+
+
+def unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=-1)
 
 
 def relative_move(pair: Tensor) -> float:
@@ -140,7 +151,7 @@ def one_word(pipeline: Any, needle: Needle, slot: int, seed: int, timestep: int)
     start, stop = one.token_spans[slot]
     states, _, pooled, _ = pipeline.encode_prompt([one.text, other.text], do_classifier_free_guidance=False)
     read = min(int(visible_tokens(states)[0].sum()), one.tokens) - 1  # the last one is EOS
-    after = slice(stop, min(stop + WINDOW, read))
+    after = slice(stop, min(stop + CLIP_LENGTH, read))
     return {
         "position": start,
         "pooled": relative_move(pooled),
@@ -152,12 +163,15 @@ def one_word(pipeline: Any, needle: Needle, slot: int, seed: int, timestep: int)
 
 def tail_sensitivity(pipeline: Any, texts: int, tokens: int, split: str, timestep: int = 500) -> Figures:
     """[`one_word`] at every place of `TAIL` in `texts` texts of about `tokens` tokens, averaged over the texts."""
-    rows: dict[int, list[tuple[int, Figures]]] = {place: [] for place in TAIL if place <= tokens}
-    for number in tqdm(range(texts), desc="one word", mininterval=5):
+    places = [place for place in TAIL if place <= tokens]
+
+    def at_every_place(number: int) -> list[Figures]:
         rng = np.random.default_rng(SPLITS[split] + number)
         needle = make_needle(rng, tokens, two_colours(rng))
-        for place, found in rows.items():
-            found.append((number, one_word(pipeline, needle, needle.slot_at(place), number, timestep)))
+        return [one_word(pipeline, needle, needle.slot_at(place), number, timestep) for place in places]
+
+    by_text = shared(at_every_place, range(texts), "one word")
+    rows = {place: list(enumerate(found)) for place, found in zip(places, zip(*by_text, strict=True), strict=True)}
     figures: Figures = {}
     for place, found in rows.items():
         figures[str(place)] = {"position": float(np.mean([row["position"] for _, row in found]))}

@@ -7,10 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tulip_diffusion.files import write_text
 from tulip_diffusion.provenance import commit
 from tulip_diffusion.scenes.dataset import SPLITS
-
-from .records import write_whole
 
 FILE = "provenance.json"
 NOT_OPTIONS = ("command", "evaluation", "run")
@@ -37,7 +36,7 @@ def write_provenance(parser: argparse.ArgumentParser, options: argparse.Namespac
         "seconds": round(seconds, 1),
         "torch": version("torch"),
     }
-    write_whole(options.out / FILE, json.dumps(record, indent=1))
+    write_text(options.out / FILE, json.dumps(record, indent=1))
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -6,31 +6,36 @@ sentence that takes its colour from another, by the token distance between the t
 """
 
 import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.read_out import ReadOut, load_read_out, sentence_targets
 
-from .generation import DISTANCES, POSITIONS, PROMPTS, Detail, as_json, by_bin, cell, prompts_of, share, table
+from .details import Detail, by_distance, by_position, share
+from .drawing import open_pipeline
+from .embeddings import batches
+from .processes import is_first, shared
+from .prompts import PROMPTS, position_after, prompts_of
+from .records import bin_table, write_record
+
+BINS = {"colour by position": "token position", "colour by distance": "token distance of references"}
 
 
-@torch.no_grad()
 def text_states(pipeline: Any, captions: Sequence[Caption], batch: int = 16, **call: Any) -> list[Tensor]:
     """What the UNet is given for each caption, (tokens, width of both encoders)."""
-    states: list[Tensor] = []
-    with pipeline.conditioned(**call):
-        for first in tqdm(range(0, len(captions), batch), desc="texts", mininterval=5):
-            texts = [caption.text for caption in captions[first : first + batch]]
-            states += pipeline.encode_prompt(texts, do_classifier_free_guidance=False)[0].float().cpu().unbind(0)
-    return states
+
+    def states(rows: range) -> list[Tensor]:
+        texts = [captions[row].text for row in rows]
+        with torch.no_grad(), pipeline.conditioned(**call):
+            return list(pipeline.encode_prompt(texts, do_classifier_free_guidance=False)[0].float().cpu().unbind(0))
+
+    return [rows for part in shared(states, batches(len(captions), batch), "texts") for rows in part]
 
 
 @torch.no_grad()
@@ -48,7 +53,7 @@ def read(states: Sequence[Tensor], captions: Sequence[Caption], heads: ReadOut) 
                 end = int(ends[index])
                 right = bool(inside[index] and guess[index] == target[index])
                 role = "colour" if end in distance else "thing"
-                found[name].append(Detail(number, end, role, distance.get(end), right, right))
+                found[name].append(Detail(number, position_after(end), role, distance.get(end), right, right))
     return found
 
 
@@ -56,13 +61,13 @@ def summarize_reading(found: dict[str, list[Detail]]) -> dict[str, Any]:
     """Shares by position (independent sentences) and by distance (references), for place, kind and colour."""
     summary: dict[str, Any] = {}
     for name, details in found.items():
-        plain = [detail for detail in details if detail.role == "thing"]
+        alone = [detail for detail in details if detail.role == "thing"]
         referring = [detail for detail in details if detail.role == "colour"]
-        summary[name] = share(plain)
+        summary[name] = share(alone)
         summary[f"{name} of references"] = share(referring)
         summary[f"{name} of references beyond 77"] = share([d for d in referring if (d.distance or 0) > 77])
-        summary[f"{name} by position"] = by_bin(plain, POSITIONS, lambda detail: detail.position)
-        summary[f"{name} by distance"] = by_bin(referring, DISTANCES, lambda detail: detail.distance)
+        summary[f"{name} by position"] = by_position(details)
+        summary[f"{name} by distance"] = by_distance(details)
     return summary
 
 
@@ -75,23 +80,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/reading"), help="folder for the results")
 
 
-def run(options: argparse.Namespace, load: Callable[[str], Any], read_out: Path) -> None:
-    """The command. `load` makes a pipeline out of an encoder's name; `read_out` holds the heads of both slots."""
-    options.out.mkdir(parents=True, exist_ok=True)
+def run(options: argparse.Namespace) -> None:
+    """The command."""
     captions = prompts_of(options.prompts, options.count, options.split)
     call = {"overflow": options.overflow} if options.overflow else {}
     results: dict[str, Any] = {}
     for encoder in options.encoders:
-        states = text_states(load(encoder), captions, **call)
+        states = text_states(open_pipeline(encoder, options), captions, **call)
         for slot, name in enumerate(("l", "g")):
-            heads = load_read_out(read_out / f"{name}.safetensors")
+            heads = load_read_out(options.assets / "read_out" / f"{name}.safetensors")
             half = states[0].shape[1] // 2
             mine = [rows[:, slot * half : (slot + 1) * half].float() for rows in states]
             results[f"{encoder} {name}"] = summarize_reading(read(mine, captions, heads))
-    for line in ("colour", "colour of references beyond 77", "place of references beyond 77"):
-        print(line + ": " + ", ".join(f"{name} {cell(summary[line])}" for name, summary in results.items()))
-    print(table(results, "colour by distance"))
-    record = {"command": {k: v for k, v in vars(options).items() if k != "run"}, "results": as_json(results)}
-    partial = options.out / "reading.json.part"
-    partial.write_text(json.dumps(record, indent=1, default=str))
-    partial.replace(options.out / "reading.json")
+    told = {by: f"colour, by {what}" for by, what in BINS.items() if any(result[by] for result in results.values())}
+    tables = "\n\n".join(f"{title}\n\n{bin_table(results, by)}" for by, title in told.items())
+    print(tables)
+    if is_first():
+        write_record("reading", options, results, tables)

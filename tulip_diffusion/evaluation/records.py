@@ -4,10 +4,11 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tulip_diffusion.files import write_text
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,15 @@ def cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def bin_table(results: dict[str, Any], by: str) -> str:
+    """Means by bin as Markdown, one row an entry of `results`, whose `by` is a dictionary of bins."""
+    bins = list(dict.fromkeys(bin_ for result in results.values() for bin_ in result[by]))
+    return markdown(["", *bins], [[name, *map(result[by].get, bins)] for name, result in results.items()])
+
+
 def write_record(name: str, options: argparse.Namespace, results: dict[str, Any], tables: str) -> None:
     """Write NAME.json (command and results) and NAME.md (tables) to `options.out`."""
     command = {key: value for key, value in vars(options).items() if key != "run"}
     record = json.dumps({"command": command, "results": plain(results)}, indent=1, default=str)
-    for suffix, text in ((".json", record), (".md", tables + "\n")):
-        write_whole(options.out / f"{name}{suffix}", text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(options.out / f"{name}.json", record)
+    write_text(options.out / f"{name}.md", tables + "\n")

@@ -6,23 +6,25 @@ caption they come; how it reads the caption as a whole is what `evaluate positio
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from itertools import pairwise, product
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from tulip_diffusion.data import open_captions
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
 
-from .generation import POSITIONS, PROMPTS, prompts_of
-from .plots import curve, figure, level, middles
-from .readers import ENCODERS_HELP, Reader
+from .encoders import Encoder, add_encoders, open_pair
+from .plots import curve, figure, legend, level, middles
+from .processes import is_first, shared
+from .prompts import POSITIONS, PROMPTS, bin_means, prompts_of
 from .records import markdown, mean_over, write_record
 
 WINDOWS, STRIDES = (20, 33, 55), (5, 10, 15)
@@ -35,7 +37,7 @@ def window_starts(tokens: int, window: int, stride: int) -> list[int]:
 
 
 def relevance(
-    reader: Reader, ids: Sequence[Sequence[int]], images: Tensor, window: int, stride: int
+    encoder: Encoder, ids: Sequence[Sequence[int]], images: Tensor, window: int, stride: int
 ) -> dict[str, Any]:
     """How the windows of captions, given as ids, are related to the captions' images, unit vectors (captions, dim).
 
@@ -51,8 +53,8 @@ def relevance(
             piece = caption[start : start + window]
             rows.append(row)
             pieces.append(piece)
-            places.append(1 + start + len(piece) / 2)
-    similarity = reader.embed_ids(pieces) @ images.T  # (windows, images)
+            places.append(2 + start + len(piece) / 2)
+    similarity = F.normalize(encoder.encode_ids(pieces), dim=-1) @ images.T  # (windows, images)
     own = similarity[torch.arange(len(rows)), rows]
     others = (similarity.sum(dim=1) - own) / max(1, len(images) - 1)
     values = {
@@ -65,21 +67,12 @@ def relevance(
     figures["curve"] = [[places[index] for index in first], [own[index].item() for index in first]]
     for name, of_windows in values.items():
         figures[name] = mean_over(of_windows, rows)
-        figures[f"{name} by position"] = binned(of_windows, places, rows)
+        figures[f"{name} by position"] = bin_means(places, of_windows, rows, EDGES)
     return figures
 
 
-def binned(values: Sequence[float], places: Sequence[float], rows: Sequence[int]) -> dict[str, Any]:
-    found = {}
-    for low, high in pairwise(EDGES):
-        inside = [index for index, place in enumerate(places) if low < place <= high]
-        if mean := mean_over([values[index] for index in inside], [rows[index] for index in inside]):
-            found[f"{low}-{high}"] = mean
-    return found
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip"], help=ENCODERS_HELP)
+    add_encoders(parser, ["clip", "longclip", "tulip"])
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other images with captions: any file that `train` reads")
     parser.add_argument("--image-root", help="folder that image paths are relative to; the data file's own by default")
@@ -99,23 +92,25 @@ def pairs_of(options: argparse.Namespace) -> tuple[list[str], list[Image.Image]]
     return [caption.text for caption in captions], [render(caption.scene) for caption in captions]
 
 
-def run(options: argparse.Namespace, read: Callable[[str], Reader]) -> None:
-    """The command. `read` opens an encoder's towers by its name or source."""
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    opened = {name: open_pair(name, options) for name in options.encoders}  # fails early where one is missing
     texts, images = pairs_of(options)
-    options.out.mkdir(parents=True, exist_ok=True)
     grid = list(product(options.windows, options.strides))
     results: dict[str, dict[str, Any]] = {}
-    opened = {name: read(name) for name in options.encoders}  # a missing one is told at once
-    for name, reader in opened.items():
-        ids, embeds = reader.tokenize(texts), reader.embed_images(images)
-        results[name] = {
-            f"{window}/{stride}": relevance(reader, ids, embeds, window, stride)
-            for window, stride in tqdm(grid, desc=name)
-        }
-    write_record("relevance", options, results, tables(results))
+    for name, encoder in opened.items():
+        ids, embeds = encoder.tokenize(texts), encoder.embed_images(images)
+        figures = shared(partial(relevance_of, encoder, ids, embeds), grid, name)
+        results[name] = {f"{window}/{stride}": found for (window, stride), found in zip(grid, figures, strict=True)}
     print(tables(results))
-    draw(results, options, "closest by position", "share closest to their image")
-    draw(results, options, "similarity by position", "cosine with the image")
+    if is_first():
+        write_record("relevance", options, results, tables(results))
+        draw_curves(results, options, "closest by position", "share closest to their image")
+        draw_curves(results, options, "similarity by position", "cosine with the image")
+
+
+def relevance_of(encoder: Encoder, ids: Any, images: Tensor, sizes: tuple[int, int]) -> dict[str, Any]:
+    return relevance(encoder, ids, images, *sizes)
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
@@ -128,7 +123,7 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     return f"Windows of a caption against images\n\n{markdown(header, rows)}"
 
 
-def draw(results: dict[str, dict[str, Any]], options: argparse.Namespace, what: str, label: str) -> None:
+def draw_curves(results: dict[str, dict[str, Any]], options: argparse.Namespace, what: str, label: str) -> None:
     """Rows are windows, columns strides, one line an encoder."""
     name = f"relevance_{what.split()[0]}.png"
     with figure(options.out / name, len(options.windows), len(options.strides), size=(4, 3)) as panels:
@@ -140,6 +135,6 @@ def draw(results: dict[str, dict[str, Any]], options: argparse.Namespace, what: 
                     curve(axes, middles(by_position), list(by_position.values()), encoder)
                 if what.startswith("closest"):
                     level(axes, next(iter(results.values()))[f"{window}/{stride}"]["chance"], "chance")
-                axes.set(title=f"window {window}, stride {stride}", xlabel="middle of the window, tokens")
+                axes.set(title=f"window {window}, stride {stride}", xlabel="tokens up to the window's middle")
         panels[0][0].set_ylabel(label)
-        panels[0][0].legend(frameon=False)
+        legend(panels[0][-1])

@@ -7,7 +7,7 @@ that made it. The page holds everything itself, records included, and asks no ot
 import base64
 import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from .generation import Share, table
+from tulip_diffusion.files import write_text
+
 from .plan import evaluations
 from .provenance import FILE, read_provenance
-from .records import write_whole
 
 # Name of a record -> title and how to read it, in the order of the report.
 TITLES = {
@@ -46,10 +46,6 @@ TITLES = {
     "relevance": ("Relevance of a caption's windows", "Similarity of the image with windows of its long caption."),
     "ablation": ("What one choice is worth", "Encoders trained with one thing varied, judged on the same texts."),
     "finelip": ("What each part of FineLIP adds", "Stretched CLIP and TULIP, trained and ranked by each score."),
-}
-SHARES = {  # records that come without tables: which of their bins to set as tables
-    "generation": {"position": "by token position", "distance": "references, by token distance"},
-    "reading": {"colour by position": "colour, by token position", "colour by distance": "colour, by token distance"},
 }
 
 
@@ -95,24 +91,10 @@ def section_of(file: Path, root: Path) -> Iterator[Section]:
     if not isinstance(record, dict) or not {"command", "results"} <= record.keys():
         return
     written = file.with_suffix(".md")
-    tables = written.read_text(encoding="utf-8") if written.is_file() else share_tables(file.stem, record["results"])
+    tables = written.read_text(encoding="utf-8") if written.is_file() else ""
     label = str(file.parent.relative_to(root))
     pictures = sorted(file.parent.glob("*.png"))
     yield Section(file.stem, label, record, read_provenance(file.parent), tables.strip(), pictures)
-
-
-def share_tables(name: str, results: Mapping[str, Any]) -> str:
-    """Tables of the shares in a record that was written without."""
-    parts = []
-    for bins, caption in SHARES.get(name, {}).items():
-        rows = {
-            row: {bins: {edges: Share(**value) for edges, value in figures[bins].items()}}
-            for row, figures in results.items()
-            if figures.get(bins)
-        }
-        if rows:
-            parts.append(f"**{caption}**\n\n{table(rows, bins)}")
-    return "\n\n".join(parts)
 
 
 def origin(section: Section) -> dict[str, str]:
@@ -192,9 +174,9 @@ def pictures_html(files: Sequence[Path], rows: Sequence[str]) -> str:
 def write_report(folder: Path, page: Path, results: Path | None = None) -> list[Section]:
     """Write the page, and `results` in Markdown where asked for, from what lies below `folder`."""
     found = sections(folder)
-    write_whole(page, html_report(found))
+    write_text(page, html_report(found))
     if results is not None:
-        write_whole(results, markdown_report(found))
+        write_text(results, markdown_report(found))
     return found
 
 

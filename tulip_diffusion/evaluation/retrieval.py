@@ -18,7 +18,7 @@ their first axis and reach `score` as they are. FineLIP's are (n, slots + 1, dim
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from tulip_diffusion.files import replacing
+
 from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
-from .embedding import Encoder, embed
-from .examples import Score, retrieval_examples
-from .plots import figure
-from .printed import PRINTED
+from .embeddings import embed
+from .encoders import Encoder, Score, add_encoders, open_pair, published_length
+from .examples import retrieval_examples
+from .plots import figure, legend
+from .processes import is_first
+from .published import PUBLISHED
 from .records import markdown, write_record
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
@@ -168,13 +172,7 @@ def log_choose(n: Tensor, k: Tensor) -> Tensor:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        default=["clip", "longclip", "tulip-paper", "tulip"],
-        help="encoders of the embedded family; CLIP checkpoint files, folders or Hub ids; "
-        "open_clip:ARCHITECTURE:WEIGHTS; finelip:FILE for FineLIP with its fine score",
-    )
+    add_encoders(parser, ["clip", "longclip", "tulip-paper", "tulip"])
     parser.add_argument(
         "--data",
         nargs="+",
@@ -185,9 +183,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
     parser.add_argument("--count", type=int, default=1000, help="pictures in a set of the world (default 1000)")
-    parser.add_argument("--length", type=int, help="tokens at which captions are cut (default: each encoder's own)")
-    parser.add_argument("--layout", default="auto", help="of checkpoint files; 'tulip' for TULIP's second stage")
-    parser.add_argument("--rope", choices=("released", "paper"), help="what TULIP's files forgot to store")
     parser.add_argument("--batch", type=int, default=64, help="pictures or captions encoded at once (default 64)")
     parser.add_argument("--cache", type=Path, default=Path("outputs/embeddings"), help="folder of kept embeddings")
     parser.add_argument("--out", type=Path, default=Path("outputs/retrieval"), help="folder for the results")
@@ -207,26 +202,29 @@ def open_data(options: argparse.Namespace) -> list[RetrievalSet]:
     return sets
 
 
-def run(options: argparse.Namespace, load: Callable[[str], Encoder]) -> None:
-    """The command: encode, rank, write. `load` makes an [`Encoder`] out of what `--encoders` names."""
+def run(options: argparse.Namespace) -> None:
+    """The command: encode, rank, write."""
     sets = open_data(options)
-    options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {data.name: {} for data in sets}
     for source in options.encoders:
-        encoder = load(source)
+        encoder = open_pair(source, options)
+        if isinstance(encoder, Encoder):
+            encoder.length = published_length(encoder)
         for data in sets:
             images, texts = embed(encoder, data, options.cache, options.batch, progress=True)
             figures = recall_at_k(images, texts, data.image_of_text, score=encoder.score, progress=len(images) > 5000)
             sizes = {"images": len(images), "texts": len(texts), "length": encoder.length}
             results[data.name][encoder.name] = {**figures, **sizes}
             print(f"{data.name}, {encoder.name}: {summary(figures)}", flush=True)
-            picture = retrieval_examples(data, images, texts, encoder.score)
-            picture.save(options.out / f"examples-{data.name}-{file_name(encoder.name)}.png")
+            if is_first():
+                with replacing(options.out / f"examples-{data.name}-{file_name(encoder.name)}.png") as unfinished:
+                    retrieval_examples(data, images, texts, encoder.score).save(unfinished)
     tables = "\n\n".join(f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items())
     print(f"\n{tables}")
-    plot(results, options.out / "retrieval.png")
-    printed = {name: PRINTED[name] for name in results if name in PRINTED}
-    write_record("retrieval", options, {"measured": results, "printed": printed}, f"{tables}\n\n{NOTE}")
+    if is_first():
+        plot(results, options.out / "retrieval.png")
+        published = {name: PUBLISHED[name] for name in results if name in PUBLISHED}
+        write_record("retrieval", options, {"measured": results, "published": published}, f"{tables}\n\n{NOTE}")
 
 
 def summary(figures: dict[str, float]) -> str:
@@ -239,19 +237,19 @@ def file_name(name: str) -> str:
 
 NOTE = (
     "R@K in per cent, with half the width of a 95 % interval (Wilson's, over queries) behind R@1. Rows in italics are "
-    "printed in papers, not measured here."
+    "published in papers, not measured here."
 )
 
 
 def recall_table(name: str, rows: dict[str, dict[str, Any]]) -> str:
-    """Measured rows, then printed ones in italics, as Markdown."""
+    """Measured rows, then published ones in italics, as Markdown."""
     columns = [f"{direction}_R@{k}" for direction in DIRECTIONS for k in KS]
     head = ["", *(f"{DIRECTIONS[column[:3]]} {column[4:]}" for column in columns)]
     lines = [[encoder, *(recall_cell(figures, column) for column in columns)] for encoder, figures in rows.items()]
-    for model, pair in PRINTED.get(name, {}).items():
-        printed = dict(zip(("i2t_R@1", "t2i_R@1"), pair, strict=True))
-        cells = ["" if printed.get(column) is None else f"*{printed[column]:.1f}*" for column in columns]
-        lines.append([f"*{model}, printed*", *cells])
+    for model, pair in PUBLISHED.get(name, {}).items():
+        figures = dict(zip(("i2t_R@1", "t2i_R@1"), pair, strict=True))
+        cells = ["" if figures.get(column) is None else f"*{figures[column]:.1f}*" for column in columns]
+        lines.append([f"*{model}, published*", *cells])
     return markdown(head, lines)
 
 
@@ -269,14 +267,15 @@ def half_width(share: float, queries: int) -> float:
 
 
 def plot(results: dict[str, dict[str, Any]], out: Path) -> None:
-    """R@1 of both directions as bars: a panel a data set, a pair of bars an encoder, printed ones hatched."""
+    """R@1 of both directions as bars: a panel a data set, a pair of bars an encoder, published ones hatched."""
     with figure(out, columns=len(results), size=(3.2, 4)) as panels:
         for axes, (name, rows) in zip(panels[0], results.items(), strict=True):
             measured = {encoder: (row["i2t_R@1"], row["t2i_R@1"]) for encoder, row in rows.items()}
-            printed = {
-                f"{model}, printed": [(v or 0) / 100 for v in pair] for model, pair in PRINTED.get(name, {}).items()
+            published = {
+                f"{model}, published": [(v or 0) / 100 for v in pair]
+                for model, pair in PUBLISHED.get(name, {}).items()
             }
-            bars = {**measured, **printed}
+            bars = {**measured, **published}
             for offset, (direction, colour) in enumerate(zip(DIRECTIONS.values(), ("C0", "C1"), strict=True)):
                 heights = [pair[offset] for pair in bars.values()]
                 places = [number + 0.4 * offset - 0.2 for number in range(len(bars))]
@@ -286,4 +285,4 @@ def plot(results: dict[str, dict[str, Any]], out: Path) -> None:
             axes.set(title=name, ylim=(0, 1.02))
             axes.set_xticks(range(len(bars)), bars, rotation=45, ha="right")
         panels[0][0].set_ylabel("R@1")
-        panels[0][0].legend(frameon=False)
+        legend(panels[0][-1])

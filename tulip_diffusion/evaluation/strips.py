@@ -5,45 +5,47 @@ As in the papers' figures, but with a judge that is exact: the prompts are texts
 """
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from tulip_diffusion.files import replacing
+from tulip_diffusion.tokenization import load_tokenizer
 
-from .generation import PROMPTS, details, draw_captions, prompts_of
+from .details import details, hits
+from .drawing import add_drawing, draw_captions, open_pipeline, to_image
+from .processes import is_first
+from .prompts import PROMPTS, prompts_of
 from .records import markdown, write_record
-
-DrawStrip = Callable[[str, Sequence[tuple[Image.Image, str, str]]], Image.Image]
+from .strip import Panel, draw_strip, word_positions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip"], help="of the family")
     parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=["full", "references", "500"])
     parser.add_argument("--count", type=int, default=2, help="strips of each kind of prompts (default 2)")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    add_drawing(parser)
     parser.add_argument("--out", type=Path, default=Path("outputs/strips"), help="folder for the results")
 
 
-def run(options: argparse.Namespace, load: Callable[[str], Any], draw_strip: DrawStrip) -> None:
-    """The command. `draw_strip` sets pictures, each with its title and a line below, over the prompt."""
-    options.out.mkdir(parents=True, exist_ok=True)
+def run(options: argparse.Namespace) -> None:
+    """The command."""
     captions = {f"{name}-{i}": c for name in options.prompts for i, c in enumerate(prompts_of(name, options.count))}
-    panels: dict[str, list[tuple[Image.Image, str, str]]] = {name: [] for name in captions}
+    panels: dict[str, list[Panel]] = {name: [] for name in captions}
     results: dict[str, dict[str, Any]] = {
         name: {"prompt": caption.text, "tokens": caption.tokens, "right": {}} for name, caption in captions.items()
     }
     for encoder in options.encoders:
-        pipeline = load(encoder)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = open_pipeline(encoder, options)
         for name, caption in captions.items():
             picture = draw_captions(pipeline, [caption], options.steps, options.guidance)
             right = [detail.right for detail in details(picture, [caption])]
             results[name]["right"][encoder] = sum(right) / len(right)
-            image = Image.fromarray((picture[0].clip(0, 1) * 255).round().astype("uint8"))
-            panels[name].append((image, encoder, f"{sum(right)} of {len(right)} details right"))
+            panels[name].append(Panel(to_image(picture[0]), encoder, hits(caption.text, picture[0])))
+    if not is_first():
+        return
+    tokenizer = load_tokenizer()
     for name, drawn in panels.items():
-        draw_strip(captions[name].text, drawn).save(options.out / f"{name}.png")
+        with replacing(options.out / f"{name}.png") as unfinished:
+            draw_strip(drawn, word_positions(captions[name].text, tokenizer)).save(unfinished)
     rows = [[name, entry["tokens"], *entry["right"].values()] for name, entry in results.items()]
     write_record("strips", options, results, markdown(["prompt", "tokens", *options.encoders], rows))

@@ -4,7 +4,7 @@ TULIP (arXiv 2410.10034) with its CLIP baseline and CoPE variant, FineLIP (2504.
 know of. None where a paper prints one direction alone.
 """
 
-PRINTED: dict[str, dict[str, tuple[float | None, float | None]]] = {
+PUBLISHED: dict[str, dict[str, tuple[float | None, float | None]]] = {
     "coco": {
         "CLIP L/14": (56.1, 35.4),
         "TULIP B/16": (56.8, 40.7),

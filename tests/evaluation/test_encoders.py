@@ -1,14 +1,16 @@
 """Encoders against the libraries they come from, and the cache."""
 
+import argparse
 import json
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from tulip_diffusion import load_tokenizer
 from tulip_diffusion.evaluation.datasets import world_set
-from tulip_diffusion.evaluation.embedding import Encoder, embed, from_open_clip, from_source, from_towers, text_length
+from tulip_diffusion.evaluation.embeddings import embed
+from tulip_diffusion.evaluation.encoders import Encoder, OpenClip, open_encoder, open_pair, published_length
 from tulip_diffusion.evaluation.examples import retrieval_examples
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
@@ -29,8 +31,12 @@ def folder(tmp_path_factory):
     return path
 
 
+def opened(folder, **options) -> Encoder:
+    return open_encoder(str(folder), argparse.Namespace(device="cpu", **options))
+
+
 def test_a_transformers_folder_gives_the_models_own_embeddings(folder):
-    encoder, model = from_source(str(folder)), CLIPModel.from_pretrained(folder).eval()
+    encoder, model = opened(folder), CLIPModel.from_pretrained(folder).eval()
     data = world_set("world-short", 3)
     images, texts = embed(encoder, data)
     ids = load_tokenizer()(data.captions, padding=True, return_tensors="pt")
@@ -41,7 +47,7 @@ def test_a_transformers_folder_gives_the_models_own_embeddings(folder):
 
 
 def test_a_long_caption_is_cut_and_ends_with_eos(folder):
-    encoder = from_source(str(folder))
+    encoder = opened(folder)
     long = " ".join(["word"] * 100)
     cut = encoder.encode_texts([long])
     torch.testing.assert_close(cut, encoder.encode_texts([" ".join(["word"] * 75)]))
@@ -50,22 +56,28 @@ def test_a_long_caption_is_cut_and_ends_with_eos(folder):
 
 def test_batch_mates_do_not_change_an_embedding(folder):
     for towers in (load_clip(folder), ClipTowers(from_clip(load_clip(folder).text_encoder), *load_clip(folder)[1:])):
-        encoder = from_towers("any", towers, load_tokenizer())
+        encoder = Encoder("any", towers, load_tokenizer())
         alone = encoder.encode_texts(["a dog"])
         torch.testing.assert_close(encoder.encode_texts(["a dog", "a cat " * 20])[:1], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_each_encoder_has_its_own_length():
-    assert text_length(CLIPTextConfig(max_position_embeddings=77)) == 77
-    assert text_length(TulipTextConfig(max_position_embeddings=77)) == 248
-    assert text_length(TulipTextConfig(max_position_embeddings=400)) == 400
-    assert text_length(TulipTextConfig(position_encoding="cope", max_position_embeddings=77)) == 77
+def test_each_encoder_has_its_own_length_and_no_other_fits_a_table():
+    for positions, published in ((77, 248), (400, 400)):
+        config = TulipTextConfig(**SMALL, max_position_embeddings=positions)
+        encoder = Encoder("rope", ClipTowers(TulipTextModelWithProjection(config), None, None), load_tokenizer())
+        assert (encoder.length, published_length(encoder)) == (None, published)
+    table = ClipTowers(CLIPTextModelWithProjection(CLIPTextConfig(**SMALL)), None, None)
+    assert published_length(Encoder("table", table, load_tokenizer())) == 77
+    for length in (78, 2):
+        with pytest.raises(ValueError, match=f"from 3 to 77 for table, got {length}"):
+            Encoder("table", table, load_tokenizer(), length=length)
 
 
-def test_a_text_tower_alone_retrieves_nothing_and_says_so():
-    text = TulipTextModelWithProjection(TulipTextConfig(**SMALL, projection_dim=16))
+def test_a_text_tower_alone_is_compared_with_no_picture_and_says_so(tmp_path):
+    TulipTextModelWithProjection(TulipTextConfig(**SMALL, projection_dim=16)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no image tower"):
-        from_towers("stage 1", ClipTowers(text, None, None), load_tokenizer())
+        open_pair(str(tmp_path), argparse.Namespace(device="cpu"))
+    assert opened(tmp_path).encode_texts(["a dog"]).shape == (1, 16)
 
 
 TINY_OPEN_CLIP = {
@@ -83,7 +95,8 @@ def test_an_open_clip_model_gives_its_own_embeddings(tmp_path):
     torch.manual_seed(0)
     reference = open_clip.create_model("ViT-tiny-test").eval()
     torch.save(reference.state_dict(), tmp_path / "weights.pt")
-    encoder = from_open_clip("ViT-tiny-test", str(tmp_path / "weights.pt"))
+    encoder = open_pair(f"open_clip:ViT-tiny-test:{tmp_path}/weights.pt", argparse.Namespace(device="cpu"))
+    assert isinstance(encoder, OpenClip)
     ids = open_clip.get_tokenizer("ViT-tiny-test")(["a red tulip"])
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode_texts(["a red tulip"]), reference.encode_text(ids))
@@ -94,7 +107,7 @@ def test_finelip_is_scored_with_its_slots(folder):
     clip = load_clip(folder)
     torch.manual_seed(1)
     refinement = FineLIPModel(FineLIPConfig(projection_dim=16, slots=3, hidden_dim=8)).eval()
-    encoder = from_towers("fine", FineLIP(clip.text_encoder, clip.image_encoder, refinement), load_tokenizer())
+    encoder = Encoder("fine", FineLIP(clip.text_encoder, clip.image_encoder, refinement), load_tokenizer())
     data = world_set("world-short", 4)
     images, texts = embed(encoder, data)
     assert images.shape == texts.shape == (4, 4, 16)
@@ -102,20 +115,24 @@ def test_finelip_is_scored_with_its_slots(folder):
     found = recall_at_k(images, texts, data.image_of_text, (1,), score=encoder.score, block=(3, 3))
     assert found["i2t_R@1"] == (scores.argmax(1) == torch.arange(4)).float().mean()
     assert retrieval_examples(data, images, texts, encoder.score).width > 300
-    plain = from_towers("plain", clip, load_tokenizer())
+    plain = Encoder("plain", clip, load_tokenizer())
     assert plain.text_key != encoder.text_key and plain.score is None
 
 
 def counting(calls, key="one"):
-    def images(pictures):
-        calls.append(("images", len(pictures)))
-        return torch.ones(len(pictures), 4)
+    class Counting:
+        name, length, score = "counting", 77, None
+        image_key, text_key = f"{key} images", f"{key} texts"
 
-    def texts(captions):
-        calls.append(("texts", len(captions)))
-        return torch.zeros(len(captions), 4)
+        def encode_images(self, pictures):
+            calls.append(("images", len(pictures)))
+            return torch.ones(len(pictures), 4)
 
-    return Encoder("counting", images, texts, f"{key} images", f"{key} texts", 77)
+        def encode_texts(self, captions):
+            calls.append(("texts", len(captions)))
+            return torch.zeros(len(captions), 4)
+
+    return Counting()
 
 
 def test_nothing_is_encoded_twice_and_nothing_foreign_is_taken_from_the_cache(tmp_path):
@@ -132,11 +149,11 @@ def test_nothing_is_encoded_twice_and_nothing_foreign_is_taken_from_the_cache(tm
 
 
 def test_the_keys_follow_the_weights(folder):
-    one, two = from_source(str(folder)), from_source(str(folder))
+    one, two = opened(folder), opened(folder)
     assert one.text_key == two.text_key and one.image_key == two.image_key
     towers = load_clip(folder)
     with torch.no_grad():
         towers.text_encoder.text_projection.weight[0, 0] += 1e-3
-    changed = from_towers("changed", towers, load_tokenizer(clean=True))
+    changed = Encoder("changed", towers, load_tokenizer(clean=True))
     assert changed.image_key == one.image_key and changed.text_key != one.text_key
-    assert from_source(str(folder), length=50).text_key != one.text_key
+    assert opened(folder, length=50).text_key != one.text_key

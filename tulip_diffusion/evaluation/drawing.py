@@ -1,0 +1,95 @@
+"""Pictures of prompts, drawn by a pipeline under one encoder after the other from the same noise."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from tulip_diffusion.embedded import load_embedded_pipeline
+from tulip_diffusion.provenance import weights_hash
+from tulip_diffusion.scenes.captions import Caption
+from tulip_diffusion.scenes.render import render_array
+
+from .embeddings import batches
+from .encoders import fingerprint
+from .processes import device_of, shared, shared_arrays
+
+LABEL = 150  # width of the names of a contact sheet's rows
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """The options that [`draw_captions`] goes by."""
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
+    parser.add_argument("--batch", type=int, default=8, help="pictures drawn at once (default 8)")
+
+
+def open_pipeline(encoder: str, options: argparse.Namespace) -> Any:
+    """The embedded family's pipeline with one of its encoders, quiet."""
+    logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # what encoders cannot see is measured here
+    pipeline = load_embedded_pipeline(encoder, options.assets).to(device_of(options.device))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw_captions(
+    pipeline: Any,
+    captions: Sequence[Caption],
+    steps: int = 25,
+    guidance: float = 3.0,
+    batch: int = 8,
+    keep: Path | None = None,
+    **call: Any,
+) -> np.ndarray:
+    """One picture for every caption, (captions, height, width, 3) in 0..1; caption i starts from noise of seed i.
+
+    Several processes share the work. With `keep`, a folder, what an interrupted run has drawn is not drawn again;
+    pictures of other weights, prompts or settings are never taken for it.
+    """
+
+    def draw(rows: range) -> np.ndarray:
+        return pipeline(
+            prompt=[captions[row].text for row in rows],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator("cpu").manual_seed(row) for row in rows],
+            output_type="np",
+            **call,
+        ).images
+
+    parts = batches(len(captions), batch)
+    if keep is None:
+        return np.concatenate(shared(draw, parts, "pictures"))
+    settings = pipeline_key(pipeline), [caption.text for caption in captions], steps, guidance, batch, call
+    return np.concatenate(shared_arrays(draw, parts, keep / fingerprint(*settings)[:16], "pictures"))
+
+
+def pipeline_key(pipeline: Any) -> str:
+    """Changes with any weight or setting of `pipeline`."""
+    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return fingerprint(*(weights_hash(model) for model in models), dict(pipeline.config), pipeline.scheduler.config)
+
+
+def to_image(picture: np.ndarray) -> Image.Image:
+    """(height, width, 3) in 0..1 as a picture of 8 bits."""
+    return Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def contact_sheet(pictures: dict[str, np.ndarray], captions: Sequence[Caption], count: int = 8) -> Image.Image:
+    """The first `count` prompts as columns: what they describe in the first row, then one row for each entry."""
+    size = next(iter(pictures.values())).shape[1]
+    described = np.stack([render_array(caption.scene, size) for caption in captions[:count]])
+    rows = {"described": described, **{name: drawn[:count] for name, drawn in pictures.items()}}
+    sheet = Image.new("RGB", (LABEL + size * 2 * len(described), size * 2 * len(rows)), "white")
+    write = ImageDraw.Draw(sheet)
+    for number, (name, drawn) in enumerate(rows.items()):
+        row = to_image(np.concatenate(list(drawn), axis=1))
+        sheet.paste(row.resize((row.width * 2, row.height * 2), Image.Resampling.NEAREST), (LABEL, number * size * 2))
+        label = "\n".join(name.split(" "))
+        write.multiline_text((6, number * size * 2 + 6), label, fill="black", font=ImageFont.load_default(13))
+    return sheet

@@ -20,11 +20,13 @@ class Sources:
         None, "Activation of a teacher file that does not say it; OpenAI's weights have quick_gelu."
     )
     student: str | None = option(None, "Text encoder to go on from, for instance stage 1's output folder.")
-    data: str | None = option(None, "Captions: a .json, .csv, .tsv, .jsonl or .tar file, a folder, a Hub id. Needed.")
-    data_format: Literal["auto", "sharegpt4v", "csv", "jsonl", "webdataset", "datasets"] = option(
-        "auto", "How --data is written; auto goes by its name."
+    data: str | None = option(
+        None, "Captions: a .json, .jsonl, .csv, .tsv, .txt, .tar or .parquet file, a folder, or a Hub id. Needed."
     )
-    data_split: str = option("train", "Split to read where --data is a Hugging Face data set.")
+    data_format: Literal["auto", "sharegpt4v", "json", "csv", "jsonl", "txt", "webdataset", "folder", "datasets"] = (
+        option("auto", "How --data is written; auto goes by its name.")
+    )
+    data_split: str = option("train", "Split to read where --data is a Hugging Face data set, or JSON with splits.")
     image_root: str | None = option(None, "Folder that image paths are relative to; the data file's own by default.")
     max_bad_share: float = option(0.05, "Share of rows that may be unusable before the run stops, 0 to 1.")
     tokenizer: str | None = option(None, "Tokenizer folder; CLIP's own vocabulary by default.")

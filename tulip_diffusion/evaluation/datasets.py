@@ -6,16 +6,28 @@ Unlike training data, an evaluation set is whole or it is an error: one missing 
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tulip_diffusion.data import BadRow, Row, clean_caption, csv_rows, inside, jsonl_rows, sharegpt4v_rows
+from tulip_diffusion.data import (
+    BadRow,
+    Row,
+    clean_caption,
+    csv_rows,
+    decode,
+    image_path,
+    inside,
+    is_litter,
+    json_rows,
+    jsonl_rows,
+    open_image,
+    read_json,
+)
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS, full_caption, window_caption
 from tulip_diffusion.scenes.grammar import write_caption
@@ -36,13 +48,13 @@ class RetrievalSet:
     image_of_text: list[int]
 
     def picture(self, index: int) -> Image.Image:
-        """Image `index` in RGB. Raises `ValueError` for a file that is no image."""
+        """Image `index` in RGB, as training sees it. Raises `ValueError` for a file that is no image."""
         image = self.images[index]
         if isinstance(image, Scene):
             return render(image)
         try:
-            return Image.open(image).convert("RGB")
-        except OSError as error:
+            return open_image(image)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{image} of {self.name} is not an image that can be read: {error}") from error
 
     def image_identity(self, index: int) -> str:
@@ -66,13 +78,21 @@ def load_retrieval_set(name: str, path: str | Path, images: str | Path | None = 
     """
     if name not in LAYOUTS:
         raise ValueError(f"The data set must be one of {', '.join(LAYOUTS)}, got {name!r}.")
-    data = LAYOUTS[name](Path(path), None if images is None else Path(images))
+    try:
+        data = LAYOUTS[name](Path(path), None if images is None else Path(images))
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not written as {name} is ({type(error).__name__}: {error}).") from error
     missing = [str(image) for image in data.images if isinstance(image, Path) and not image.is_file()]
     if missing:
         others = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{name} names an image that is not there: {missing[0]}{others}.")
     if not data.captions:
         raise ValueError(f"{path} holds no caption of {name}.")
+    for image, caption in zip(data.image_of_text, data.captions, strict=True):
+        try:
+            clean_caption(caption)
+        except BadRow as reason:
+            raise ValueError(f"{path} cannot be evaluated: {reason} ({data.images[image]}).") from reason
     return replace(data, name=name)
 
 
@@ -110,25 +130,34 @@ def same_number(data: RetrievalSet, source: Path, count: int = CAPTIONS_PER_IMAG
 
 def from_rows(rows: Iterable[Row], root: Path) -> RetrievalSet:
     """Rows of `tulip_diffusion.data`'s readers, none of which may be bad; image paths are relative to `root`."""
+    return grouped(pair_of(row, root) for row in rows)
 
-    def pair(name: str, caption: Any, image: Any) -> tuple[Path, str]:
-        try:
-            if isinstance(caption, BadRow):
-                raise caption
-            text = clean_caption(caption)
-            if not isinstance(image, str):
-                raise BadRow("it names no image")
-        except BadRow as reason:
-            raise ValueError(f"{name} cannot be evaluated: {reason}.") from reason
-        return inside(root, image), text
 
-    return grouped(pair(*row) for row in rows)
+def pair_of(row: Row, root: Path) -> tuple[Path, str]:
+    """A row's image, under `root`, and its caption. Raises ValueError, with the row's name, if it has not both."""
+    try:
+        text = clean_caption(row.caption)
+        return inside(root, image_path(row.image)), text
+    except BadRow as reason:
+        raise ValueError(f"{row.name} cannot be evaluated: {reason}.") from reason
+
+
+def text_of(file: Path) -> str:
+    """The text of a file. Raises ValueError if it is not UTF-8, or UTF-16 that says so."""
+    try:
+        return clean_caption(decode(file.read_bytes()))
+    except BadRow as reason:
+        raise ValueError(f"{file} cannot be evaluated: {reason}.") from reason
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if not is_litter(file.name))
 
 
 def coco(path: Path, images: Path | None) -> RetrievalSet:
     """COCO val2017 by captions_val2017.json: images in the order of their ids, the first five captions of each."""
     file = existing(path, "annotations/captions_val2017.json", "captions_val2017.json")
-    annotations = json.loads(file.read_text(encoding="utf-8"))
+    annotations = read_json(file)
     root = images or existing(folder_of(path), "val2017", "../val2017", "images")
     names = {image["id"]: image["file_name"] for image in annotations["images"]}
     captions: dict[int, list[str]] = {number: [] for number in sorted(names)}
@@ -151,7 +180,7 @@ def flickr30k(path: Path, images: Path | None) -> RetrievalSet:
     """All 31,783 images, by `results.csv` ("image_name| comment_number| comment") or `results_20130124.token`."""
     file = existing(path, "results.csv", "results_20130124.token")
     root = images or existing(folder_of(path), *FLICKR_IMAGES)
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = text_of(file).split("\n")
     if file.suffix == ".csv":
         # One line of the published file lacks its second bar: "2199200615.jpg| 4   A dog runs across the grass ."
         rows, pattern = lines[1:], re.compile(r"(?P<image>[^|]+)\|\s*\d+\s*(?:\||\s)\s*(?P<caption>.+)")
@@ -169,7 +198,7 @@ def flickr30k_1k(path: Path, images: Path | None) -> RetrievalSet:
     """The 1,000 test images of Karpathy's split, by `dataset_flickr30k.json`."""
     file = existing(path, "dataset_flickr30k.json", "karpathy/dataset_flickr30k.json")
     root = images or existing(folder_of(path), *FLICKR_IMAGES)
-    entries = json.loads(file.read_text(encoding="utf-8"))["images"]
+    entries = read_json(file)["images"]
     test = [entry for entry in entries if entry["split"] == "test"]
     pairs = ((root / entry["filename"], sentence["raw"]) for entry in test for sentence in entry["sentences"])
     return same_number(grouped(pairs), file)
@@ -179,7 +208,7 @@ def sharegpt4v_1k(path: Path, images: Path | None) -> RetrievalSet:
     """The first 1,000 entries of ShareGPT4V's captions of SAM images."""
     file = existing(path, "share-captioner_coco_lcs_sam_1246k_1107.json")
     root = images or existing(folder_of(path), "data", ".")
-    return from_rows(islice(sharegpt4v_rows(file), 1000), root)
+    return from_rows(islice(json_rows(file), 1000), root)
 
 
 def urban_1k(path: Path, images: Path | None) -> RetrievalSet:
@@ -187,18 +216,15 @@ def urban_1k(path: Path, images: Path | None) -> RetrievalSet:
     captions, root = path / "caption", images or path / "image"
     if not captions.is_dir():
         raise FileNotFoundError(f"{captions} is missing: urban-1k has the folders image and caption.")
-    described = {file.stem: file for file in sorted(captions.glob("*.txt"))}
-    for image in sorted(root.glob("*.jpg")):
+    described = {file.stem: file for file in files_of(captions, "*.txt")}
+    for image in files_of(root, "*.jpg"):
         if image.stem not in described:
             raise ValueError(f"{image} has no caption {captions / image.stem}.txt.")
     return grouped((root / f"{name}.jpg", first_line(file)) for name, file in described.items())
 
 
 def first_line(file: Path) -> str:
-    text = file.read_text(encoding="utf-8").strip()
-    if not text:
-        raise ValueError(f"{file} holds no caption.")
-    return text.splitlines()[0].strip()
+    return re.split(r"[\r\n]", text_of(file))[0].strip()
 
 
 def long_dci(path: Path, images: Path | None) -> RetrievalSet:
@@ -207,7 +233,7 @@ def long_dci(path: Path, images: Path | None) -> RetrievalSet:
     if file.is_file():
         return from_rows(csv_rows(file), images or folder_of(path))
     root = images or existing(path, "photos")
-    entries = [json.loads(annotation.read_text(encoding="utf-8")) for annotation in sorted(file.glob("*.json"))]
+    entries = [read_json(annotation) for annotation in files_of(file, "*.json")]
     return grouped((root / entry["image"], entry["extra_caption"]) for entry in entries if entry["extra_caption"])
 
 
@@ -215,9 +241,18 @@ def docci(path: Path, images: Path | None) -> RetrievalSet:
     """DOCCI's test split, by `docci_descriptions.jsonlines`."""
     file = existing(path, "docci_descriptions.jsonlines")
     root = images or folder_of(path) / "images"
-    entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    test = (entry for entry in entries if entry["split"] == "test")
+    test = (entry for entry in json_lines(file) if entry["split"] == "test")
     return grouped((root / entry["image_file"], entry["description"]) for entry in test)
+
+
+def json_lines(file: Path) -> Iterator[dict]:
+    """The object on every line. Raises ValueError, with the line's number, if one is no JSON."""
+    for number, line in enumerate(text_of(file).split("\n"), start=1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} line {number} is not JSON: {error}.") from error
 
 
 def any_jsonl(path: Path, images: Path | None) -> RetrievalSet:

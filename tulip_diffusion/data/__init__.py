@@ -1,0 +1,32 @@
+"""Captions and the images they describe, from the formats people have them in."""
+
+from .captions import CaptionData, inside
+from .images import IMAGE_SUFFIXES, as_seen, open_image
+from .records import json_rows, jsonl_rows
+from .rows import BadRow, Row, SkippedRows, clean_caption, image_path
+from .sources import FORMATS, open_captions
+from .tables import csv_rows
+from .tars import TarMember
+from .text import decode, is_litter, read_json
+
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "BadRow",
+    "CaptionData",
+    "Row",
+    "SkippedRows",
+    "TarMember",
+    "as_seen",
+    "clean_caption",
+    "csv_rows",
+    "decode",
+    "image_path",
+    "inside",
+    "is_litter",
+    "json_rows",
+    "jsonl_rows",
+    "open_captions",
+    "open_image",
+    "read_json",
+]

@@ -1,0 +1,57 @@
+"""Captions by number, and their images where there are any."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .images import open_image
+from .rows import BadRow, SkippedRows
+
+
+@dataclass
+class CaptionData:
+    """Captions by number, and their images where there are any.
+
+    `images` holds one reference a caption: a path, a Pillow image, or what has `read()` for the bytes or the path of
+    an image, such as a [`TarMember`]. `names` says which row is meant, in people's words.
+    """
+
+    captions: Sequence[str]
+    images: Sequence[Any] | None = None
+    names: Sequence[str] | None = None
+    skipped: SkippedRows = field(default_factory=SkippedRows)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def name(self, index: int) -> str:
+        return self.names[index] if self.names else f"row {index}"
+
+    def image(self, index: int) -> Image.Image:
+        """Row `index`'s picture in RGB, see [`as_seen`]. Raises `BadRow` if it is missing or broken."""
+        if self.images is None:
+            raise ValueError("This data has captions alone. Name an image_root, or a format that holds images.")
+        reference = self.images[index]
+        try:
+            return open_image(reference.read() if hasattr(reference, "read") else reference)
+        except (OSError, ValueError) as error:
+            raise BadRow(f"{self.name(index)}: {error}") from error
+
+
+def inside(root: Path, path: str) -> Path:
+    """`path` under `root`. A path that leads out of it is an attack or a mistake, so it stops the run.
+
+    Links inside `root` are followed: whoever owns the folder put them there.
+
+    Raises:
+        ValueError: `path` leaves `root`.
+    """
+    base = os.path.abspath(root)
+    full = os.path.normpath(os.path.join(base, path))
+    if os.path.commonpath((base, full)) != base:
+        raise ValueError(f"Image path {path!r} leaves the image root {base}. Correct the data, or name another root.")
+    return Path(full)

@@ -2,37 +2,65 @@
 
 import argparse
 import importlib.util
-from pathlib import Path
 from typing import Any
 
+from tulip_diffusion import arguments
 from tulip_diffusion.embedded import ASSETS
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
+    parser = arguments.add_command(
+        subparsers,
         "demo",
-        help="open the page that sets CLIP, Long-CLIP and TULIP side by side",
-        description="Open a page in which one prompt is drawn under CLIP, Long-CLIP and TULIP. Without --model the "
-        "small embedded family draws, without a download.",
+        run,
+        "open the page that sets CLIP, Long-CLIP and TULIP side by side",
+        "Open a page in which one prompt is drawn under CLIP, Long-CLIP and TULIP. Without --model the small embedded "
+        "family draws, without a download.",
+        "tulip-diffusion demo --port 8080",
     )
     add_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="SDXL weights: a folder, a Hub id or a single file")
-    parser.add_argument("--tulip", help="with --model: TULIP encoder for the first slot, file, folder or Hub id")
-    parser.add_argument("--longclip", help="with --model: Long-CLIP encoder for the first slot, likewise")
+    parser.add_argument("--model", type=arguments.weights, help="SDXL weights: a folder, a Hub id or a single file")
     parser.add_argument(
-        "--finelip", nargs="?", const=True, help="a column for FineLIP: the family's own, or with --model its encoder"
+        "--tulip",
+        type=arguments.weights,
+        help="with --model: TULIP encoder for the first slot, file, folder or Hub id",
     )
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the best there is with --model, else cpu)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, help="port (default: the first that is free from 7860 on)")
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    parser.add_argument(
+        "--longclip", type=arguments.weights, help="with --model: Long-CLIP encoder for the first slot, likewise"
+    )
+    parser.add_argument(
+        "--finelip",
+        nargs="?",
+        const=True,
+        type=arguments.weights,
+        help="a column for FineLIP: the family's own, or with --model its encoder",
+    )
+    parser.add_argument(
+        "--assets",
+        type=arguments.existing_folder,
+        default=ASSETS,
+        help="an embedded family trained by yourself (default: the package's)",
+    )
+    parser.add_argument(
+        "--device", type=arguments.device, help="cpu, cuda, mps … (default: the best there is with --model, else cpu)"
+    )
+    parser.add_argument(
+        "--host",
+        type=arguments.filled,
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )
+    parser.add_argument(
+        "--port", type=arguments.whole(1, 65535), help="port (default: the first that is free from 7860 on)"
+    )
+    parser.add_argument(
+        "--auth", type=name_and_password, metavar="USER:PASSWORD", help="ask for this name and password"
+    )
     parser.add_argument("--mcp", action="store_true", help="offer the endpoints to language models, over MCP")
     parser.add_argument("--share", action="store_true", help="open a public link through gradio's servers")
 
@@ -43,8 +71,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: arguments that do not go together, or a missing extra.
     """
-    auth = name_and_password(options.auth)
-    require("gradio", 'pip install "tulip-diffusion[demo]"')
+    auth = options.auth
+    require("gradio", 'pip install ".[demo]"')
     if options.mcp:
         require("mcp", 'pip install "gradio[mcp]"')
     from .app import serve
@@ -57,12 +85,10 @@ def run(options: argparse.Namespace) -> None:
     serve(Studio(weights), options.host, options.port, auth, options.mcp, options.share)
 
 
-def name_and_password(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
+def name_and_password(text: str) -> tuple[str, str]:
     name, colon, password = text.partition(":")
     if not (name and colon and password):
-        raise ValueError("--auth takes USER:PASSWORD, both not empty.")
+        arguments.refuse(text, "USER:PASSWORD, both not empty")
     return name, password
 
 

@@ -1,8 +1,14 @@
+import errno
+import io
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import LONG_CAPTION
 from tulip_diffusion import (
@@ -12,7 +18,9 @@ from tulip_diffusion import (
     load_text_encoder,
     load_tokenizer,
 )
+from tulip_diffusion.arguments import one_line
 from tulip_diffusion.cli import main
+from tulip_diffusion.generate import save
 
 
 def test_describe_names_the_words_that_each_encoder_loses(capsys):
@@ -60,18 +68,51 @@ def test_convert_writes_open_clips_keys(clip, tmp_path, suffix):
     torch.testing.assert_close(back(ids).text_embeds, from_clip(clip)(ids).text_embeds)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["describe"], "PROMPT or --file"),
-        (["describe", "--file", "nowhere.txt"], "nowhere.txt"),
-        (["convert", "nowhere.pt", "out"], "There is no file or folder nowhere.pt"),
-    ],
-)
-def test_wrong_input_is_one_line_and_exit_status_2(arguments, sentence, capsys):
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert sentence in error and error.count("\n") == 1
+@pytest.mark.parametrize("text", ["a red tulip\n", "\ufeffa red tulip"])
+def test_a_hyphen_reads_standard_input(text, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["describe", "-"]) == 0
+    assert capsys.readouterr().out.startswith("5 tokens")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_files_are_read_without_the_mark_that_some_editors_write(encoding, tmp_path, capsys):
+    (tmp_path / "prompt.txt").write_text("a red tulip", encoding=encoding)
+    assert main(["describe", "--file", str(tmp_path / "prompt.txt")]) == 0
+    assert capsys.readouterr().out.startswith("5 tokens")
+
+
+def test_a_broken_pipe_is_silent():
+    done = subprocess.run(
+        f"{sys.executable} -m tulip_diffusion.cli train expand --help | head -c 1", shell=True, capture_output=True
+    )
+    assert done.stdout == b"u" and done.stderr == b""
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0])
+def test_an_interrupt_at_any_moment_is_one_short_line(seconds):
+    """While arguments are read, while torch is imported, while something is drawn."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tulip_diffusion.cli", "compare"], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "Interrupted." and "Traceback" not in error
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(clip, tmp_path, capsys, monkeypatch):
+    clip.save_pretrained(tmp_path / "clip")
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as raised:
+        save(Image.new("RGB", (8, 8)), tmp_path / "picture.png", {"prompt": "a"})
+    assert one_line(raised.value) == f"{tmp_path / 'picture.png'}: No space left on device."
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
 
 
 def test_the_installed_command_has_help():

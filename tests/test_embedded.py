@@ -245,12 +245,15 @@ def command(family):
 
 def test_generate_draws_every_line_of_a_file_and_keeps_what_is_there(command, tmp_path, capsys):
     (tmp_path / "prompts.txt").write_text("Top first red tulip.\n\nA zebra.\n")
-    out = tmp_path / "new" / "picture.png"
-    options = command("generate", "--file", tmp_path / "prompts.txt", "--out", out)
+    out = tmp_path / "picture.png"
+    options = command("generate", "--file", tmp_path / "prompts.txt", "--out", out, "--seed", 2**64 - 1)
     options.run(options)
-    pictures = sorted(out.parent.iterdir())
+    pictures = sorted(tmp_path.glob("*.png"))
     assert [path.name for path in pictures] == ["picture-1.png", "picture-2.png"]
     assert all(Image.open(path).size == (64, 64) for path in pictures)
+    first, second = (Image.open(path).text for path in pictures)
+    assert (first["prompt"], first["seed"], first["encoder"]) == ("Top first red tulip.", str(2**64 - 1), "tulip")
+    assert (second["prompt"], second["seed"], second["steps"]) == ("A zebra.", "0", "1")
     with pytest.raises(FileExistsError, match="--overwrite"):
         options.run(options)
 
@@ -260,6 +263,24 @@ def test_generate_asks_for_a_prompt_or_a_file_but_not_both(command, tmp_path):
         options = command(*line)
         with pytest.raises(ValueError, match="either a prompt or --file"):
             options.run(options)
+
+
+def test_zero_guidance_means_zero_and_jpegs_carry_their_settings(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    drawn = {}
+    for guidance in (0, 0, 3):
+        options = command("generate", "Top first red tulip. ü", "--guidance", guidance)
+        options.run(options)
+        drawn[capsys.readouterr().out.strip()] = guidance
+    assert list(drawn) == ["outputs/picture.png", "outputs/picture-2.png", "outputs/picture-3.png"]
+    first, second, third = (Image.open(path) for path in drawn)
+    assert first.tobytes() == second.tobytes() != third.tobytes()
+    assert [picture.text["guidance"] for picture in (first, second, third)] == ["0.0", "0.0", "3.0"]
+    options = command("generate", "Top first red tulip. ü", "--out", tmp_path / "x.JPG")
+    options.run(options)
+    picture = Image.open(tmp_path / "x.JPG")
+    assert picture.format == "JPEG" and json.loads(picture.info["comment"])["prompt"] == "Top first red tulip. ü"
+    assert capsys.readouterr().err.count("\n") == 1  # what it does, and no bars where nobody watches
 
 
 def test_compare_writes_a_strip_with_the_share_of_details_under_each_picture(command, tmp_path, capsys, monkeypatch):

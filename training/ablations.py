@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from tulip_diffusion import arguments
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.evaluation.datasets import WORLD
 from tulip_diffusion.evaluation.encoders import Encoder
@@ -85,20 +86,29 @@ def held_out(count: int, split: str) -> dict[str, list[Caption]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=ABLATIONS, help="what is varied")
-    parser.add_argument("--stage1-steps", type=int, default=250)
-    parser.add_argument("--stage2-steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=64, help="captions a step (default 64)")
-    parser.add_argument("--stage1-rate", type=float, default=5e-4, help="peak learning rate (default 5e-4)")
-    parser.add_argument("--stage2-rate", type=float, default=1e-4, help="peak learning rate (default 1e-4)")
-    parser.add_argument("--captions", type=int, default=4000, help="training captions (default 4000)")
-    parser.add_argument("--count", type=int, default=256, help="held-out pairs of each set (default 256)")
+    parser.add_argument("--stage1-steps", type=arguments.count, default=250)
+    parser.add_argument("--stage2-steps", type=arguments.count, default=100)
+    parser.add_argument("--batch", type=arguments.count, default=64, help="captions a step (default 64)")
+    parser.add_argument(
+        "--stage1-rate", type=arguments.positive, default=5e-4, help="peak learning rate (default 5e-4)"
+    )
+    parser.add_argument(
+        "--stage2-rate", type=arguments.positive, default=1e-4, help="peak learning rate (default 1e-4)"
+    )
+    parser.add_argument("--captions", type=arguments.count, default=4000, help="training captions (default 4000)")
+    parser.add_argument("--count", type=arguments.count, default=256, help="held-out pairs of each set (default 256)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
     parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=arguments.whole(0, 2**32 - 1), default=0)
     parser.add_argument(
-        "--work", type=Path, default=Path("outputs/ablations/encoders"), help="trained encoders, which ablations share"
+        "--work",
+        type=arguments.new_folder,
+        default=Path("outputs/ablations/encoders"),
+        help="trained encoders, which ablations share",
     )
-    parser.add_argument("--out", type=Path, help="folder for the results (default: outputs/ablations/NAME)")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, help="folder for the results (default: outputs/ablations/NAME)"
+    )
 
 
 # What a result depends on, beside the variant itself; all that share a folder must agree in it.

@@ -3,6 +3,9 @@
 import argparse
 from dataclasses import fields
 from functools import partial
+from typing import Any
+
+from tulip_diffusion.arguments import Parser, add_command, add_fields, new_folder, one_line, weights
 
 from .config import (
     DistillArguments,
@@ -14,25 +17,37 @@ from .config import (
 )
 
 STAGES = {
-    "distill": (DistillArguments, "stage 1: make an encoder with relative positions say what its teacher says"),
-    "expand": (ExpandArguments, "stage 2: stretch its rotations to long captions, against images"),
-    "finetune-clip": (FinetuneArguments, "baseline: CLIP itself, fine-tuned on long captions"),
-    "longclip": (LongCLIPArguments, "baseline: Long-CLIP, stretched positions and primary components"),
-    "finelip": (FineLIPArguments, "FineLIP: refined tokens aligned one by one, on stretched CLIP or on a --student"),
+    "distill": (DistillArguments, "stage 1: match an encoder with relative positions to its teacher", ""),
+    "expand": (
+        ExpandArguments,
+        "stage 2: stretch its rotations to long captions, against images",
+        " --student STAGE1",
+    ),
+    "finetune-clip": (FinetuneArguments, "baseline: CLIP itself, fine-tuned on long captions", " --stretch"),
+    "longclip": (LongCLIPArguments, "baseline: Long-CLIP, stretched positions and primary components", ""),
+    "finelip": (
+        FineLIPArguments,
+        "FineLIP: refined tokens aligned one by one, on stretched CLIP or on a --student",
+        "",
+    ),
 }
 
 
-def register(subparsers: argparse._SubParsersAction) -> None:
+def register(subparsers: Any) -> None:
     """Add `train` with its stages; each sets `run`, a function of the parsed arguments."""
-    from transformers import HfArgumentParser
-
-    train = subparsers.add_parser("train", help="train an encoder, or one of the baselines")
-    stages = train.add_subparsers(
-        dest="stage", required=True, parser_class=lambda arguments, **kwargs: HfArgumentParser(arguments, **kwargs)
+    train = subparsers.add_parser(
+        "train",
+        help="train an encoder, or one of the baselines",
+        description="Train an encoder that reads long prompts, or one of the baselines, from any CLIP.",
+        epilog="example:\n  tulip-diffusion train distill --teacher openai/clip-vit-large-patch14 "
+        "--data captions.jsonl --output-dir outputs/stage1",
     )
-    for name, (arguments_class, text) in STAGES.items():
-        parser = stages.add_parser(name, arguments=(Sources, arguments_class), help=text, description=text)
-        parser.set_defaults(run=partial(run, name))
+    stages = train.add_subparsers(dest="stage", required=True, metavar="STAGE", parser_class=Parser)
+    for name, (arguments_class, text, example) in STAGES.items():
+        command = f"tulip-diffusion train {name} --teacher TEACHER --data DATA --output-dir FOLDER{example}"
+        parser = add_command(stages, name, partial(run, name), text, text, command)
+        for options in (Sources, arguments_class):
+            add_fields(parser, options)
 
 
 def pick(arguments_class, namespace: argparse.Namespace):
@@ -41,6 +56,10 @@ def pick(arguments_class, namespace: argparse.Namespace):
 
 def run(stage: str, namespace: argparse.Namespace) -> None:
     """Load what the flags name and run `stage`."""
+    arguments = pick(STAGES[stage][0], namespace)
+    sources = pick(Sources, namespace)
+    check_places(stage, arguments, sources)
+
     import torch
     from accelerate import PartialState
 
@@ -48,11 +67,6 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
 
     from . import loading as load
 
-    arguments = pick(STAGES[stage][0], namespace)
-    sources = pick(Sources, namespace)
-    for name in ("teacher", "data"):
-        if not getattr(sources, name):
-            raise ValueError(f"train {stage} needs --{name}.")
     PartialState(cpu=not torch.accelerator.is_available())  # so that a wrong launch fails at once
     data = open_captions(
         sources.data,
@@ -88,14 +102,27 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
         baseline(towers, tokenizer, data, arguments)
 
 
+def check_places(stage: str, arguments: Any, sources: Sources) -> None:
+    """Refuse a source that cannot be there and a folder that cannot be written, before anything is loaded."""
+    for name in ("teacher", "data"):
+        if not getattr(sources, name):
+            raise ValueError(f"train {stage} needs --{name}.")
+    checks = [("teacher", sources.teacher, weights), ("student", sources.student, weights)]
+    for name, value, check in (*checks, ("output-dir", arguments.output_dir, new_folder)):
+        try:
+            _ = value is None or check(value)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"--{name} {error}.") from None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tulip_diffusion.training.commands")
+    parser = Parser(prog="python -m tulip_diffusion.training.commands")
     register(parser.add_subparsers(dest="command", required=True))
     namespace = parser.parse_args()
     try:
         namespace.run(namespace)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {one_line(error)}\n")
 
 
 if __name__ == "__main__":

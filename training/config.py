@@ -3,8 +3,53 @@
 `Sources` names files and is for the command line alone; the stages themselves take models and captions as objects.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tulip_diffusion.arguments import Range, without_none
+
+RANGES = {  # of the stages' numbers, by their name
+    **dict.fromkeys(
+        (
+            "steps",
+            "batch_size",
+            "chunk_size",
+            "chunk_tokens",
+            "save_every",
+            "keep_last",
+            "log_every",
+            "subset_draws",
+            "components",
+        ),
+        Range(1),
+    ),
+    **dict.fromkeys(("epochs", "adam_epsilon", "slot_ratio"), Range(0, above=True)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "ema_decay", "label_smoothing"), Range(0, 1, below=True)),
+    **dict.fromkeys(("max_bad_share",), Range(0, 1)),
+    "length": Range(3),
+    "seed": Range(0, 2**32 - 1),
+}
+NOT_NEGATIVE = Range(0)  # all the others
+
+
+def check_fields(options: Any) -> None:
+    """Every number in its range, every choice among its values.
+
+    Raises:
+        ValueError: one is not.
+    """
+    hints = get_type_hints(type(options))
+    for one in fields(options):
+        value, hint = getattr(options, one.name), without_none(hints[one.name])
+        if value is None:
+            continue
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{one.name} must be one of {', '.join(get_args(hint))}, got {value!r}.")
+        allowed = RANGES.get(one.name, NOT_NEGATIVE)
+        if hint is int and (not isinstance(value, int) or value not in allowed):
+            raise ValueError(f"{one.name} must be a whole number, {allowed}, got {value}.")
+        if hint is float and value not in allowed:
+            raise ValueError(f"{one.name} must be a number, {allowed}, got {value}.")
 
 
 def option(default, text: str):
@@ -30,6 +75,9 @@ class Sources:
     image_root: str | None = option(None, "Folder that image paths are relative to; the data file's own by default.")
     max_bad_share: float = option(0.05, "Share of rows that may be unusable before the run stops, 0 to 1.")
     tokenizer: str | None = option(None, "Tokenizer folder; CLIP's own vocabulary by default.")
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclass(kw_only=True)
@@ -69,16 +117,7 @@ class LoopArguments:
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = option("none", "Experiment tracker.")
 
     def __post_init__(self):
-        for name in ("batch_size", "steps", "chunk_size", "chunk_tokens", "save_every", "keep_last", "log_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if self.epochs <= 0:
-            raise ValueError(f"epochs must be more than 0, got {self.epochs}.")
-        for name in ("learning_rate", "weight_decay", "warmup_steps", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+        check_fields(self)
 
 
 @dataclass(kw_only=True)
@@ -118,11 +157,6 @@ class DistillArguments(LoopArguments, CaptionArguments):
     )
     teacher_cache_dtype: Literal["float16", "bfloat16"] = option("float16", "Precision of cached outputs.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.subset_draws < 1:
-            raise ValueError(f"subset_draws must be 1 or more, got {self.subset_draws}.")
-
 
 @dataclass(kw_only=True)
 class ContrastiveArguments(LoopArguments):
@@ -151,7 +185,7 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.short_weight <= 1:
-            raise ValueError(f"short_weight must be between 0 and 1, got {self.short_weight}.")
+            raise ValueError(f"short_weight must be a number from 0 to 1, got {self.short_weight}.")
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ SDXL's architecture on pictures of 64 × 64 pixels, trained from scratch on the 
 ships one, in `assets/`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,88 @@ if TYPE_CHECKING:
     from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
 ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class EmbeddedEncoder:
+    """One way to fill the family's two slots.
+
+    Args:
+        name: what commands and `load_embedded_pipeline` call it.
+        title: its name in print.
+        colour: of its curves and columns, for a page or a plot.
+        overflow: what happens to a prompt longer than the encoders' tables, see `Conditioning`.
+        description: what it is, in a sentence.
+        slots: whose text encoder stands in which slot, its own in both by default.
+    """
+
+    name: str
+    title: str
+    colour: str
+    overflow: str
+    description: str
+    slots: tuple[str, str] | None = None
+
+
+# A baseline shows what its own positions hold, so it truncates.
 ENCODERS = {
-    "tulip": "RoPE in both slots, distilled on pooled and penultimate states",
-    "tulip-l": "that in the first slot alone, as the paper swaps it; the second keeps CLIP, in windows",
-    "clip": "the towers that the UNet was trained with: 77 tokens, the rest is cut off",
-    "clip-windows": "the same towers, a long prompt in windows of whole sentences",
-    "longclip": "the towers with stretched positions, trained as Long-CLIP",
-    "finelip": "the towers with stretched positions, trained as FineLIP: refined tokens aligned one by one",
-    "clip-finetuned": "the towers with stretched positions, trained by plain contrast",
-    "tulip-paper": "RoPE in both slots, distilled on the pooled state alone as published, then expanded",
+    encoder.name: encoder
+    for encoder in (
+        EmbeddedEncoder(
+            "tulip", "TULIP", "#b0205a", "windows", "RoPE in both slots, distilled on pooled and penultimate states"
+        ),
+        EmbeddedEncoder(
+            "tulip-l",
+            "TULIP, first slot",
+            "#d7679a",
+            "windows",
+            "that in the first slot only, as the paper swaps it; the second keeps CLIP, in windows",
+            ("tulip", "clip"),
+        ),
+        EmbeddedEncoder(
+            "clip",
+            "CLIP",
+            "#222831",
+            "truncate",
+            "the towers that the UNet was trained with: 77 tokens, the rest is cut off",
+        ),
+        EmbeddedEncoder(
+            "clip-windows",
+            "CLIP in windows",
+            "#787c84",
+            "windows",
+            "the same towers, a long prompt in windows of whole sentences",
+            ("clip", "clip"),
+        ),
+        EmbeddedEncoder(
+            "longclip",
+            "Long-CLIP",
+            "#ce6e00",
+            "truncate",
+            "the towers with stretched positions, trained as Long-CLIP",
+        ),
+        EmbeddedEncoder(
+            "finelip",
+            "FineLIP",
+            "#2f7d4f",
+            "truncate",
+            "the towers with stretched positions, trained as FineLIP: refined tokens aligned one by one",
+        ),
+        EmbeddedEncoder(
+            "clip-finetuned",
+            "CLIP, fine-tuned",
+            "#4a6fa5",
+            "truncate",
+            "the towers with stretched positions, trained by plain contrast",
+        ),
+        EmbeddedEncoder(
+            "tulip-paper",
+            "TULIP as published",
+            "#7b4fa3",
+            "windows",
+            "RoPE in both slots, distilled on the pooled state only as published, then expanded",
+        ),
+    )
 }
 
 
@@ -39,6 +113,7 @@ def load_embedded_pipeline(
     """
     root = Path(assets)
     first, second = slots_of(root / "encoders", checked(encoder, root))
+
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import AutoModelForTextEncoding, CLIPTokenizer
@@ -46,7 +121,7 @@ def load_embedded_pipeline(
     from tulip_diffusion.models.checkpoints import load_text_encoder
     from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
-    exact = {"torch_dtype": torch.float32}  # stored in half precision, run in full: half is slow on a CPU
+    exact = {"dtype": torch.float32}  # stored in half precision, run in full: half is slow on a CPU
     loaded = {
         "vae": lambda: AutoencoderKL.from_pretrained(root / "vae", **exact),
         "unet": lambda: UNet2DConditionModel.from_pretrained(root / "unet", **exact),
@@ -60,8 +135,7 @@ def load_embedded_pipeline(
         **{name: load() for name, load in loaded.items() if name not in components},
         **components,
         add_watermarker=False,
-        # A baseline shows what its own positions hold.
-        overflow="windows" if is_tulip(first) or is_tulip(second) or encoder == "clip-windows" else "truncate",
+        overflow=ENCODERS[encoder].overflow,
     )
 
 
@@ -98,16 +172,5 @@ def checked(encoder: str, root: Path) -> str:
 
 def slots_of(folder: Path, encoder: str) -> tuple[Path, Path]:
     """Folders of the encoders in both slots."""
-    if encoder == "tulip-l":
-        return folder / "tulip" / "text_encoder", folder / "clip" / "text_encoder_2"
-    if encoder == "clip-windows":
-        encoder = "clip"
-    return folder / encoder / "text_encoder", folder / encoder / "text_encoder_2"
-
-
-def is_tulip(folder: Path) -> bool:
-    from transformers import AutoConfig
-
-    from tulip_diffusion.models import positions
-
-    return positions.is_tulip(AutoConfig.from_pretrained(folder))
+    first, second = ENCODERS[encoder].slots or (encoder, encoder)
+    return folder / first / "text_encoder", folder / second / "text_encoder_2"

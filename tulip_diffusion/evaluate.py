@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from . import arguments
+from .arguments import Help
 from .embedded import ASSETS
 
 EVALUATIONS = {
@@ -31,7 +33,7 @@ SIZES = ("quick", "standard", "thorough")
 
 def register(subparsers: Any) -> None:
     for name, summary in EVALUATIONS.items():
-        parser = subparsers.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = subparsers.add_parser(name, help=summary, formatter_class=Help)
         fill_when_used(parser, fill, name)
     for name, (module, summary) in ABLATIONS.items():
         fill_when_used(subparsers.add_parser(name, help=summary), fill_ablation, module)
@@ -42,8 +44,13 @@ def register(subparsers: Any) -> None:
 def fill_ablation(parser: argparse.ArgumentParser, name: str) -> None:
     module = import_module(f"{__package__}.training.{name}")
     module.add_arguments(parser)
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
-    parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
+    parser.add_argument(
+        "--assets",
+        type=arguments.existing_folder,
+        default=ASSETS,
+        help="an embedded family trained by yourself (default: the package's)",
+    )
+    parser.add_argument("--device", type=arguments.device, help="cpu or cuda (default: the best there is)")
 
     def run(options: argparse.Namespace) -> None:
         from .evaluation.encoders import open_encoder
@@ -71,8 +78,13 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
     module = import_module(f"{__package__}.evaluation.{name}")
     parser.description = module.__doc__
     module.add_arguments(parser)
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
-    parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
+    parser.add_argument(
+        "--assets",
+        type=arguments.existing_folder,
+        default=ASSETS,
+        help="an embedded family trained by yourself (default: the package's)",
+    )
+    parser.add_argument("--device", type=arguments.device, help="cpu or cuda (default: the best there is)")
 
     def run(options: argparse.Namespace) -> None:
         from .evaluation.plots import check_installed
@@ -100,10 +112,17 @@ def register_all(subparsers: Any) -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="standard", help="how many prompts (default standard)")
     parser.add_argument("--encoders", nargs="+", help="of the family (default: all that are there)")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="an embedded family trained by yourself")
-    parser.add_argument("--device", help="cpu or cuda (default: the best there is)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder for all results")
-    parser.add_argument("--results", type=Path, help="also write the tables as Markdown to this file")
+    parser.add_argument(
+        "--assets",
+        type=arguments.existing_folder,
+        default=ASSETS,
+        help="an embedded family trained by yourself (default: the package's)",
+    )
+    parser.add_argument("--device", type=arguments.device, help="cpu or cuda (default: the best there is)")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/evaluation"), help="folder for all results"
+    )
+    parser.add_argument("--results", type=arguments.new_file, help="also write the tables as Markdown to this file")
     parser.set_defaults(run=lambda options: run_all(options, subparsers.choices))
 
 
@@ -136,9 +155,11 @@ def register_report(subparsers: Any) -> None:
         help="one page about all results in a folder",
         description="Collect the records below a folder into one self-contained HTML page.",
     )
-    parser.add_argument("--folder", type=Path, default=Path("outputs/evaluation"), help="where the results lie")
-    parser.add_argument("--out", type=Path, help="the page (default: report.html in that folder)")
-    parser.add_argument("--results", type=Path, help="also write the tables as Markdown to this file")
+    parser.add_argument(
+        "--folder", type=arguments.existing_folder, default=Path("outputs/evaluation"), help="where the results lie"
+    )
+    parser.add_argument("--out", type=arguments.new_file, help="the page (default: report.html in that folder)")
+    parser.add_argument("--results", type=arguments.new_file, help="also write the tables as Markdown to this file")
     parser.set_defaults(run=run_report)
 
 

@@ -29,8 +29,10 @@ def replacing(target: str | Path) -> Iterator[Path]:
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)  # a folder cannot be renamed over one that holds anything
         os.replace(unfinished, target)
-    except BaseException:
+    except BaseException as error:
         remove(unfinished)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(target)  # a full disk does not say where
         raise
 
 

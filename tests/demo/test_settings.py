@@ -1,3 +1,4 @@
+import argparse
 import math
 
 import pytest
@@ -49,5 +50,5 @@ def test_weights_that_do_not_go_together_are_refused():
 def test_a_password_needs_a_name():
     assert name_and_password("ada:love:lace") == ("ada", "love:lace")
     for wrong in ("ada", ":secret", "ada:"):
-        with pytest.raises(ValueError, match="USER:PASSWORD"):
+        with pytest.raises(argparse.ArgumentTypeError, match="USER:PASSWORD"):
             name_and_password(wrong)

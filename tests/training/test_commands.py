@@ -39,8 +39,8 @@ def test_flags_become_the_stages_arguments():
     [
         (["distill", "--output-dir", "x"], "needs --teacher"),
         (["distill", "--output-dir", "x", "--teacher", "y"], "needs --data"),
-        (["expand", "--output-dir", "x", "--batch-size", "0"], "batch_size must be 1 or more"),
-        (["distill", "--output-dir", "x", "--teacher", "/none", "--data", "/none.jsonl"], "no caption data"),
+        (["expand", "--output-dir", "x", "--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
+        (["distill", "--output-dir", "x", "--teacher", "a/b", "--data", "/none.jsonl"], "no caption data"),
     ],
 )
 def test_wrong_input_ends_with_one_clear_line(arguments, message, monkeypatch, capsys):

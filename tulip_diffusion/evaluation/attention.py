@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tulip_diffusion import arguments
 from tulip_diffusion.data import open_captions
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.windows import CLIP_LENGTH
@@ -108,9 +109,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_encoders(parser, ["longclip", "tulip"])
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other captions: any file that `train` reads; needs no images")
-    parser.add_argument("--count", type=int, default=64, help="how many captions (default 64)")
+    parser.add_argument("--count", type=arguments.count, default=64, help="how many captions (default 64)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--out", type=Path, default=Path("outputs/attention"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/attention"), help="folder for the results"
+    )
 
 
 def texts_of(options: argparse.Namespace) -> list[str]:

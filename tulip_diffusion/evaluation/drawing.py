@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from tulip_diffusion import arguments
 from tulip_diffusion.embedded import load_embedded_pipeline
 from tulip_diffusion.provenance import weights_hash
 from tulip_diffusion.scenes.captions import Caption
@@ -24,9 +25,9 @@ LABEL = 150  # width of the names of a contact sheet's rows
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """The options that [`draw_captions`] goes by."""
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default 25)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default 3)")
-    parser.add_argument("--batch", type=int, default=8, help="pictures drawn at once (default 8)")
+    parser.add_argument("--steps", type=arguments.steps, default=25, help="denoising steps (default 25)")
+    parser.add_argument("--guidance", type=arguments.guidance, default=3.0, help="guidance scale (default 3)")
+    parser.add_argument("--batch", type=arguments.count, default=8, help="pictures drawn at once (default 8)")
 
 
 def open_pipeline(encoder: str, options: argparse.Namespace) -> Any:

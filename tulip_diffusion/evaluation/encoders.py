@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
+from tulip_diffusion import arguments
 from tulip_diffusion.embedded import ASSETS, ENCODERS, load_embedded_towers
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip, load_image_encoder
 from tulip_diffusion.models.finelip import FineLIP, FineLIPModel, fine_score, load_finelip
@@ -157,7 +158,9 @@ def fingerprint(*parts: object) -> str:
 def add_encoders(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
     """The options that [`open_encoder`] goes by, but for --assets and --device, which all evaluations have."""
     parser.add_argument("--encoders", nargs="+", default=list(default), metavar="ENCODER", help=HELP)
-    parser.add_argument("--length", type=int, help="tokens at which texts are cut (default: each encoder's own)")
+    parser.add_argument(
+        "--length", type=arguments.whole(3), help="tokens at which texts are cut (default: each encoder's own)"
+    )
     parser.add_argument("--layout", default="auto", help="of checkpoint files; 'tulip' for TULIP's second stage")
     parser.add_argument("--rope", choices=("released", "paper"), help="what TULIP's files forgot to store")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tulip_diffusion import arguments
 from tulip_diffusion.pipelines.reading import context_length
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS
@@ -192,11 +193,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", choices=PROMPTS, nargs="*", default=["full", "500"], help="texts beyond 77 tokens"
     )
-    parser.add_argument("--count", type=int, default=256, help="texts of each kind (default 256)")
-    parser.add_argument("--pictures", type=int, default=128, help="short prompts to draw, 0 for none (default 128)")
+    parser.add_argument("--count", type=arguments.count, default=256, help="texts of each kind (default 256)")
+    parser.add_argument(
+        "--pictures", type=arguments.count_or_none, default=128, help="short prompts to draw, 0 for none (default 128)"
+    )
     add_drawing(parser)
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--out", type=Path, default=Path("outputs/fidelity"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/fidelity"), help="folder for the results"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tulip_diffusion import arguments
 from tulip_diffusion.files import remove, replacing
 from tulip_diffusion.scenes.dataset import SPLITS
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text encoders of the family; changes are counted against the first",
     )
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="which kind of prompts (default full)")
-    parser.add_argument("--count", type=int, default=256, help="how many prompts (default 256)")
+    parser.add_argument("--count", type=arguments.count, default=256, help="how many prompts (default 256)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
     parser.add_argument("--overflow", nargs="+", default=["own"], help="windows, stretch, truncate")
     parser.add_argument("--pooled", nargs="+", default=["own"], help="first, last, mean")
@@ -47,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="negative prompts, one after the other, beside none; says what each does to the things that it names",
     )
     add_drawing(parser)
-    parser.add_argument("--out", type=Path, default=Path("outputs/generation"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/generation"), help="folder for the results"
+    )
 
 
 def policies(options: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from .records import Mean
 def check_installed(*packages: str) -> None:
     """Raise ImportError, before any work, where an optional package is missing that is needed after it."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise ImportError(f'This needs {", ".join(missing)}, not installed here: pip install "tulip-diffusion[eval]"')
+        raise ImportError(f'This needs {", ".join(missing)}, not installed here: pip install ".[eval]", in a clone')
 
 
 @contextlib.contextmanager

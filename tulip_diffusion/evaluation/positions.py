@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tulip_diffusion import arguments
 from tulip_diffusion.scenes.dataset import SPLITS
 
 from .drawing import open_pipeline
@@ -26,21 +27,28 @@ from .records import markdown, write_record
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_encoders(parser, ["clip", "longclip", "tulip"])
     parser.add_argument(
-        "--tokens", type=int, nargs="+", default=[77, 154, 248, 500, 1000], help="lengths of the texts"
+        "--tokens", type=arguments.whole(3), nargs="+", default=[77, 154, 248, 500, 1000], help="lengths of the texts"
     )
-    parser.add_argument("--needles", type=int, default=16, help="texts of each length (default 16)")
+    parser.add_argument("--needles", type=arguments.count, default=16, help="texts of each length (default 16)")
     parser.add_argument(
-        "--variants", type=int, default=16, help="sentences that a needle can be (default 16, up to 80)"
+        "--variants", type=arguments.count, default=16, help="sentences that a needle can be (default 16, up to 80)"
     )
-    parser.add_argument("--slots", type=int, default=8, help="places of the needle in a text (default 8)")
+    parser.add_argument("--slots", type=arguments.count, default=8, help="places of the needle in a text (default 8)")
     parser.add_argument("--prompts", choices=PROMPTS, nargs="*", default=["full", "500", "1000"], help="for negatives")
-    parser.add_argument("--count", type=int, default=64, help="prompts of each kind for hard negatives (default 64)")
     parser.add_argument(
-        "--tail", type=int, default=4, help="texts for the tail sensitivity (default 4); 0 where there is no UNet"
+        "--count", type=arguments.count, default=64, help="prompts of each kind for hard negatives (default 64)"
     )
-    parser.add_argument("--tail-tokens", type=int, default=2048, help="their length (default 2048)")
+    parser.add_argument(
+        "--tail",
+        type=arguments.count_or_none,
+        default=4,
+        help="texts for the tail sensitivity (default 4); 0 where there is no UNet",
+    )
+    parser.add_argument("--tail-tokens", type=arguments.whole(3), default=2048, help="their length (default 2048)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--out", type=Path, default=Path("outputs/positions"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/positions"), help="folder for the results"
+    )
 
 
 def needles_of(tokens: int, options: argparse.Namespace) -> list[Needle]:

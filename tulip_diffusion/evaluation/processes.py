@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tulip_diffusion.devices import best_device
+from tulip_diffusion.devices import best_device, check_device
 from tulip_diffusion.files import replacing
 
 Item = TypeVar("Item")
@@ -37,7 +37,7 @@ def is_first() -> bool:
 def device_of(device: str | None) -> str:
     """`device`, or the best there is; several processes have one device each."""
     if device or place()[1] == 1:
-        return device or best_device()
+        return check_device(device) if device else best_device()
     from accelerate import PartialState
 
     return str(PartialState().device)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tulip_diffusion import arguments
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.read_out import ReadOut, load_read_out, sentence_targets
@@ -75,9 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip-paper", "tulip"])
     parser.add_argument("--overflow", help="windows, stretch or truncate (default: the encoder's own)")
     parser.add_argument("--prompts", choices=PROMPTS, default="references", help="which kind (default references)")
-    parser.add_argument("--count", type=int, default=256, help="how many prompts (default 256)")
+    parser.add_argument("--count", type=arguments.count, default=256, help="how many prompts (default 256)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--out", type=Path, default=Path("outputs/reading"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/reading"), help="folder for the results"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from tulip_diffusion import arguments
 from tulip_diffusion.data import open_captions
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
@@ -76,11 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other images with captions: any file that `train` reads")
     parser.add_argument("--image-root", help="folder that image paths are relative to; the data file's own by default")
-    parser.add_argument("--windows", type=int, nargs="+", default=list(WINDOWS), help="tokens (default 20 33 55)")
-    parser.add_argument("--strides", type=int, nargs="+", default=list(STRIDES), help="tokens (default 5 10 15)")
-    parser.add_argument("--count", type=int, default=64, help="how many captions (default 64)")
+    parser.add_argument(
+        "--windows", type=arguments.count, nargs="+", default=list(WINDOWS), help="tokens (default 20 33 55)"
+    )
+    parser.add_argument(
+        "--strides", type=arguments.count, nargs="+", default=list(STRIDES), help="tokens (default 5 10 15)"
+    )
+    parser.add_argument("--count", type=arguments.count, default=64, help="how many captions (default 64)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--out", type=Path, default=Path("outputs/relevance"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/relevance"), help="folder for the results"
+    )
 
 
 def pairs_of(options: argparse.Namespace) -> tuple[list[str], list[Image.Image]]:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing
 
 from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
@@ -181,11 +182,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"sets of the embedded world ({', '.join(WORLD)}), or data on disk as NAME=PATH, the folder or the "
         f"annotation file ({', '.join(LAYOUTS)})",
     )
-    parser.add_argument("--images", type=Path, help="folder of the images, where it is not in its usual place")
-    parser.add_argument("--count", type=int, default=1000, help="pictures in a set of the world (default 1000)")
-    parser.add_argument("--batch", type=int, default=64, help="pictures or captions encoded at once (default 64)")
-    parser.add_argument("--cache", type=Path, default=Path("outputs/embeddings"), help="folder of kept embeddings")
-    parser.add_argument("--out", type=Path, default=Path("outputs/retrieval"), help="folder for the results")
+    parser.add_argument(
+        "--images", type=arguments.existing_folder, help="folder of the images, where it is not in its usual place"
+    )
+    parser.add_argument(
+        "--count", type=arguments.count, default=1000, help="pictures in a set of the world (default 1000)"
+    )
+    parser.add_argument(
+        "--batch", type=arguments.count, default=64, help="pictures or captions encoded at once (default 64)"
+    )
+    parser.add_argument(
+        "--cache", type=arguments.new_folder, default=Path("outputs/embeddings"), help="folder of kept embeddings"
+    )
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/retrieval"), help="folder for the results"
+    )
 
 
 def open_data(options: argparse.Namespace) -> list[RetrievalSet]:

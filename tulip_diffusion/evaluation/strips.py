@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing
 from tulip_diffusion.tokenization import load_tokenizer
 
@@ -22,9 +23,11 @@ from .strip import Panel, draw_strip, word_positions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip"], help="of the family")
     parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=["full", "references", "500"])
-    parser.add_argument("--count", type=int, default=2, help="strips of each kind of prompts (default 2)")
+    parser.add_argument("--count", type=arguments.count, default=2, help="strips of each kind of prompts (default 2)")
     add_drawing(parser)
-    parser.add_argument("--out", type=Path, default=Path("outputs/strips"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/strips"), help="folder for the results"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

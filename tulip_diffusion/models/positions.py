@@ -1,8 +1,12 @@
 """Facts about text encoders: how many tokens they take, which one ends a text, how a table of positions stretches."""
 
-import torch
-from torch import Tensor
-from transformers import CLIPTextConfig, PreTrainedModel
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # whoever counts tokens needs the numbers below, not torch
+    from torch import Tensor
+    from transformers import CLIPTextConfig, PreTrainedModel
 
 CLIP_LENGTH = 77  # tokens that CLIP and SDXL were trained with, BOS and EOS included
 CLIP_EOS = 49407  # the last of CLIP's own ids; a textual inversion's tokens come behind it
@@ -68,6 +72,8 @@ def stretch_position_embeddings(table: Tensor, keep: int = LONGCLIP_KEEP, factor
     Raises:
         ValueError: `keep` leaves fewer than two rows to interpolate, or `factor` is below 1.
     """
+    import torch
+
     positions, _ = table.shape
     if not 0 <= keep <= positions - 2:
         raise ValueError(

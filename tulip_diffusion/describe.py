@@ -1,0 +1,84 @@
+"""The command `describe`: a prompt's tokens, and the words that each encoder cannot see."""
+
+import argparse
+import time
+from typing import Any
+
+from .arguments import add_command, existing_file, read_prompt, read_text, weights
+
+VIT_L_14 = {  # SDXL's first text encoder
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+UNTRAINED = "untrained"
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "describe",
+        describe,
+        "count a prompt's tokens and name the words that each encoder cannot see",
+        "Count a prompt's tokens, and name the words that CLIP (77 tokens), Long-CLIP (248) and TULIP cannot see. "
+        "Loads no model unless you name one with --encoder.",
+        "tulip-diffusion describe --file docs/sample_prompt.txt --windows",
+    )
+    parser.add_argument("prompt", nargs="?", help="the prompt; '-' reads it from standard input")
+    parser.add_argument("--file", type=existing_file, help="read the prompt from this text file instead")
+    parser.add_argument("--windows", action="store_true", help="also print the 75-token windows it would be cut into")
+    parser.add_argument("--clean", action="store_true", help="clean the text as open_clip does before counting")
+    parser.add_argument(
+        "--encoder",
+        type=encoder,
+        help="also encode the prompt with this checkpoint file, folder or Hub id; 'untrained' makes a TULIP encoder "
+        "of CLIP ViT-L/14's size with random weights, to see that it runs",
+    )
+
+
+def encoder(text: str) -> str:
+    return text if text == UNTRAINED else weights(text)
+
+
+def describe(options: argparse.Namespace) -> None:
+    if (options.prompt is None) == (options.file is None):
+        raise ValueError("describe takes a PROMPT or --file, one of the two.")
+    prompt = read_text(options.file).strip() if options.file else read_prompt(options.prompt)
+
+    from .tokenization import load_tokenizer
+    from .windows import describe_prompt
+
+    tokenizer = load_tokenizer(clean=options.clean)
+    description = describe_prompt(prompt, tokenizer)
+    print(description)
+    if options.windows:
+        for number, window in enumerate(description.windows, start=1):
+            print(f"\nwindow {number}: {window}")
+    if options.encoder is not None:
+        print(f"\n{encode(tokenizer(prompt, return_tensors='pt', verbose=False).input_ids, options.encoder)}")
+
+
+def encode(input_ids: Any, source: str) -> str:
+    """Encode (1, tokens) ids and say what came out."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from .models.checkpoints import load_text_encoder
+    from .models.text_encoder import from_clip
+    from .progress import hide_loading_bars
+
+    hide_loading_bars()
+    if source == UNTRAINED:
+        model = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**VIT_L_14)).eval())
+    else:
+        model = load_text_encoder(source)
+    start = time.perf_counter()
+    with torch.no_grad():
+        output = model(input_ids, output_hidden_states=True)
+    return (
+        f"{type(model).__name__}, {model.num_parameters():,} parameters, encoded it in "
+        f"{time.perf_counter() - start:.1f} s: penultimate states {tuple(output.hidden_states[-2].shape)} for SDXL, "
+        f"text_embeds {tuple(output.text_embeds.shape)} for retrieval"
+    )

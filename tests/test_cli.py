@@ -1,5 +1,6 @@
 import errno
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -89,17 +90,17 @@ def test_a_broken_pipe_is_silent():
     assert done.stdout == b"u" and done.stderr == b""
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0])
-def test_an_interrupt_at_any_moment_is_one_short_line(seconds):
-    """While arguments are read, while torch is imported, while something is drawn."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tulip_diffusion.cli", "compare"], stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert error.splitlines()[-1] == "Interrupted." and "Traceback" not in error
+@pytest.mark.parametrize("seconds", [0, 1, 6])
+def test_an_interrupt_at_any_moment_is_one_short_line(seconds, tmp_path):
+    """While modules are imported, while weights are loaded, while something is drawn."""
+    command = [sys.executable, "-m", "tulip_diffusion.cli", "compare"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        assert process.stderr.readline().startswith("Drawing one prompt with CLIP, Long-CLIP, TULIP")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read()
+    assert (process.returncode, error) == (130, "Interrupted.\n")
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(clip, tmp_path, capsys, monkeypatch):

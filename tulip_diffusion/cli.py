@@ -1,17 +1,16 @@
 """`tulip-diffusion`: the command line. Each command is a thin door to a function of the library.
 
-Importing this and reading the arguments is light: whatever is heavy is imported by the command that needs it.
+Reading the arguments is light: whatever is heavy is imported by the command that needs it. The commands themselves
+are imported where an interrupt is met.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-from tulip_diffusion import __version__, convert, describe, evaluate, generate
-from tulip_diffusion.arguments import Parser, one_line
-from tulip_diffusion.demo import commands as demo
-from tulip_diffusion.training import commands as training
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 REFUSALS = (ValueError, TypeError, OSError, ImportError, MemoryError)
 NAMED_REFUSALS = ("SafetensorError", "OutOfMemoryError", "UnpicklingError")  # by name: their modules load slowly
@@ -40,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not isinstance(error, REFUSALS) and type(error).__name__ not in NAMED_REFUSALS:
             raise
+        from tulip_diffusion.arguments import one_line
+
         print(f"{command}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
@@ -50,7 +51,12 @@ def _leave_output_alone() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> "ArgumentParser":
+    from tulip_diffusion import __version__, convert, describe, evaluate, generate
+    from tulip_diffusion.arguments import Parser
+    from tulip_diffusion.demo import commands as demo
+    from tulip_diffusion.training import commands as training
+
     parser = Parser(
         prog="tulip-diffusion",
         description="Prompts of 248 tokens and more for Stable Diffusion XL.",
@@ -70,5 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run() -> NoReturn:
+    """[`main`] as a process. Interrupted inside an import, Python would end itself by a signal, whatever `main` says."""
+    status = main()
+    if status == INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

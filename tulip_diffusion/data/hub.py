@@ -36,7 +36,9 @@ def load_dataset(source: str, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("Reading Hugging Face data sets needs: pip install 'tulip-diffusion[train]'.") from error
+        raise ImportError(
+            "Reading Hugging Face data sets needs: pip install '.[train]', in a clone of this project."
+        ) from error
     path = Path(source)
     try:
         if path.suffix == ".arrow":

@@ -77,7 +77,7 @@ def build_parser() -> "ArgumentParser":
 
 
 def run() -> NoReturn:
-    """[`main`] as a process. Interrupted inside an import, Python would end itself by a signal, whatever `main` says."""
+    """[`main`] as a process. Interrupted in an import, Python would end by a signal whatever `main` says."""
     status = main()
     if status == INTERRUPTED:
         sys.stderr.flush()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tulip_diffusion.evaluation.fidelity import mean_cosine, relative_error
 from tulip_diffusion.models.positions import table_length
+from tulip_diffusion.prompt_tokens import tokenize
 
 from . import markup
 from .settings import Settings, check_tokens
@@ -53,7 +54,7 @@ def end_attention(encoder: Any, tokenizer: Any, text: str) -> Tensor:
 
     (tokens,) without BOS and EOS, as in the analysis of the TULIP paper.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ids = tokenize(text, tokenizer, "a1111").ids
     if (table := table_length(encoder)) is not None:
         ids = ids[: table - 2]
     row = torch.tensor([[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]], device=encoder.device)

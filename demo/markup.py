@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from tulip_diffusion.windows import CONTEXTS, PromptDescription, Reading
+from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, Reading
 
 from .judging import Verdict
 

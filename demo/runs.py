@@ -10,7 +10,8 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from tulip_diffusion.evaluation.details import hits
-from tulip_diffusion.evaluation.strip import Panel, draw_strip, word_positions
+from tulip_diffusion.evaluation.strip import Panel, draw_strip
+from tulip_diffusion.prompt_description import word_positions
 
 from . import markup
 from .judging import judge

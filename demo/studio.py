@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tulip_diffusion.pipelines.conditioning import Conditioning, Slot, pad_states
-from tulip_diffusion.pipelines.weighting import parse_weights
-from tulip_diffusion.windows import CONTEXTS, PromptDescription, describe_prompt
+from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, describe_prompt
 
 from .settings import Settings, check_text, check_tokens
 from .weights import Weights, load_readers
@@ -70,13 +69,13 @@ class Studio:
             return self._readers
 
     def describe(self, prompt: str, contexts: Mapping[str, int | None] = CONTEXTS) -> tuple[str, PromptDescription]:
-        """The text that encoders read, prompt weights taken out, and its description.
+        """`prompt` without white space at its end, and its description, which counts as the pipelines do.
 
         Raises:
             ValueError: the prompt has more characters than the page takes.
         """
         check_text("prompt", prompt)
-        text = "".join(" " * span.after_break + span.text for span in parse_weights(prompt)).rstrip()
+        text = prompt.rstrip()
         return text, describe_prompt(text, self.readers[self.titles[0]].tokenizer, contexts)
 
     def unseen(self, settings: Settings) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """SDXL pipelines that read prompts of any length."""
 
-from .cache import PromptCache
 from .conditioning import Conditioning
 from .mixin import TulipPromptMixin
 from .tasks import (
@@ -27,7 +26,6 @@ from .tasks import (
 __all__ = [
     "PIPELINES",
     "Conditioning",
-    "PromptCache",
     "StableDiffusionXLTulipAdapterPipeline",
     "StableDiffusionXLTulipControlNetImg2ImgPipeline",
     "StableDiffusionXLTulipControlNetInpaintPipeline",

@@ -1,22 +1,30 @@
 """Cross-attention over prompts of different lengths.
 
 A batch of prompts has one length, so shorter ones are filled up with states of exact zeros, and zeros mean "no token
-here": while a pipeline runs, hooks on its cross-attention mask them out. The mask is read off the states themselves,
-so it survives whatever is done to them between encoding and denoising: repeats, guidance's [negative, positive],
-PAG's third copy, callbacks, saved embeddings, a ControlNet that gets half of the batch.
+here": while a pipeline runs, they are masked out of cross-attention. The mask is read off the states themselves, so it
+survives whatever is done to them between encoding and denoising: repeats, guidance's [negative, positive], PAG's third
+copy, callbacks, saved embeddings, a ControlNet that gets half of the batch. Where every token is there, no mask is
+passed, and attention keeps its fastest kernels.
+
+A UNet takes the mask as an argument, given from outside of whatever was compiled, so that a graph traced without a
+mask is not run with one. A ControlNet has no such argument, and `scale` works inside of attention: where these are
+needed, hooks bring them, and a compiled network runs uncompiled, for its graph may know nothing of hooks.
 """
 
 import contextlib
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from ..models.positions import CLIP_LENGTH
+
+STATES = 2  # the place of `encoder_hidden_states` among a network's positional arguments
 
 
 def visible_tokens(states: Tensor) -> Tensor:
@@ -28,39 +36,109 @@ def visible_tokens(states: Tensor) -> Tensor:
     return visible | ~visible.any(dim=-1, keepdim=True)
 
 
-def mask_absent_tokens(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """Forward pre-hook of a [`Transformer2DModel`]: hide absent tokens. Up to 77 tokens everything is stock SDXL's."""
-    states = kwargs.get("encoder_hidden_states")
-    text = states[0] if isinstance(states, tuple) else states  # IP-Adapter: (text, images)
-    if text is None or text.shape[1] <= CLIP_LENGTH or kwargs.get("encoder_attention_mask") is not None:
-        return None
-    return args, {**kwargs, "encoder_attention_mask": visible_tokens(text)}
+class TokenMask:
+    """The mask of the states that a network was last given; made anew when they change, not at every step."""
+
+    def __init__(self):
+        self.states: Tensor | None = None
+        self.version: int | None = None
+        self.mask: Tensor | None = None
+
+    def of(self, states: Tensor) -> Tensor | None:
+        """Which tokens of `states` (batch, tokens, width) are there, (batch, tokens); None where all are."""
+        version = None if states.is_inference() else states._version  # counts changes in place
+        if self.states is not states or self.version != version:
+            visible = visible_tokens(states)
+            self.states, self.version, self.mask = states, version, None if visible.all() else visible
+        return self.mask
 
 
-def scale_keys(module: nn.Module, args: tuple, keys: Tensor, scale: float | str) -> Tensor | None:
-    """Forward hook of a cross-attention's `to_k`: multiply the logits of prompts of more than 77 tokens.
+def text_states(args: tuple, kwargs: dict) -> Tensor | None:
+    """The text's states among a network's arguments; an IP-Adapter makes them a tuple (text, images)."""
+    states = kwargs.get("encoder_hidden_states", args[STATES] if len(args) > STATES else None)
+    return states[0] if isinstance(states, tuple) else states
 
-    By `scale`, or with `"log"` by ln(n) / ln(77) for n tokens, which keeps the softmax over a longer context as sharp.
-    """
-    (states,) = args
-    if states.shape[1] <= CLIP_LENGTH:
-        return None
-    tokens = visible_tokens(states).sum(dim=-1).float()
-    factor = tokens.log() / math.log(CLIP_LENGTH) if isinstance(scale, str) else torch.full_like(tokens, scale)
-    return keys * factor.where(tokens > CLIP_LENGTH, 1.0).to(keys.dtype)[:, None, None]
+
+def is_compiled(network: nn.Module) -> bool:
+    """Whether `network` or a part of it went through `torch.compile`."""
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in network.modules())
 
 
 @contextlib.contextmanager
 def long_context_attention(models: Iterable[nn.Module], scale: float | str | None = None) -> Iterator[None]:
-    """Install the hooks above on every cross-attention of `models`, and take them off again whatever happens."""
+    """Hide absent tokens from every cross-attention of `models`, and multiply its logits by `scale`.
+
+    `scale` touches prompts of more than 77 tokens: a factor, or `"log"` for ln(n) / ln(77) with n tokens, which keeps
+    the softmax over a longer context as sharp. When the context ends, all is as before, whatever happened.
+    """
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            if any(isinstance(module, Transformer2DModel) for module in model.modules()):
+                for network in getattr(model, "nets", [model]):  # several ControlNets
+                    stack.enter_context(_long_context(network, scale))
+        yield
+
+
+@contextlib.contextmanager
+def _long_context(network: nn.Module, scale: float | str | None) -> Iterator[None]:
+    """Wrap what a call of `network` comes to, `forward` or the compiled call, for the time of the context."""
+    name = "forward" if network._compiled_call_impl is None else "_compiled_call_impl"
+    own = network.__dict__.get(name)
+    setattr(network, name, _with_mask(network, getattr(network, name), scale))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(network, name)
+        else:
+            setattr(network, name, own)
+
+
+def _with_mask(network: nn.Module, call: Callable, scale: float | str | None) -> Callable:
+    takes_mask = isinstance(getattr(network, "_orig_mod", network), UNet2DConditionModel)
+    tokens = TokenMask()
+
+    @functools.wraps(call)
+    def masked(*args, **kwargs):
+        states = text_states(args, kwargs)
+        if states is None or states.shape[1] <= CLIP_LENGTH:  # stock SDXL's
+            return call(*args, **kwargs)
+        mask = tokens.of(states)
+        if takes_mask and mask is not None and kwargs.get("encoder_attention_mask") is None:
+            kwargs["encoder_attention_mask"], mask = mask, None
+        factor = None if scale is None else key_factor(states, scale)
+        if mask is None and factor is None:
+            return call(*args, **kwargs)
+        with torch.compiler.set_stance("force_eager"), attention_hooks(network, mask, factor):
+            return call(*args, **kwargs)
+
+    return masked
+
+
+def key_factor(states: Tensor, scale: float | str) -> Tensor:
+    """What to multiply keys by, so that the logits of prompts of more than 77 tokens are scaled; (batch, 1, 1)."""
+    tokens = visible_tokens(states).sum(dim=-1).float()
+    factor = tokens.log() / math.log(CLIP_LENGTH) if isinstance(scale, str) else torch.full_like(tokens, scale)
+    return factor.where(tokens > CLIP_LENGTH, 1.0).to(states.dtype)[:, None, None]
+
+
+@contextlib.contextmanager
+def attention_hooks(network: nn.Module, mask: Tensor | None, factor: Tensor | None) -> Iterator[None]:
+    """Give `mask` (batch, tokens) to all cross-attention of `network`, and multiply its keys by `factor`."""
+
+    def add_mask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**kwargs, "encoder_attention_mask": mask}
+
+    def scale_keys(module: nn.Module, args: tuple, keys: Tensor) -> Tensor:
+        return keys * factor
+
     handles = []
     try:
-        for module in (module for model in models for module in model.modules()):
-            if isinstance(module, Transformer2DModel):
-                handles.append(module.register_forward_pre_hook(mask_absent_tokens, with_kwargs=True))
-            elif isinstance(module, BasicTransformerBlock) and scale is not None and module.attn2 is not None:
-                hook = functools.partial(scale_keys, scale=scale)
-                handles.append(module.attn2.to_k.register_forward_hook(hook))
+        for module in network.modules():
+            if isinstance(module, Transformer2DModel) and mask is not None:
+                handles.append(module.register_forward_pre_hook(add_mask, with_kwargs=True))
+            elif isinstance(module, BasicTransformerBlock) and factor is not None and module.attn2 is not None:
+                handles.append(module.attn2.to_k.register_forward_hook(scale_keys))
         yield
     finally:
         for handle in handles:

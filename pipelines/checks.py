@@ -20,14 +20,15 @@ def first_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder.text_model if isinstance(encoder, CLIPTextModelWithProjection) else encoder
 
 
-def load_first_encoder(source: str, dtype: torch.dtype | dict | None = None) -> PreTrainedModel:
+def load_first_encoder(source: str, dtype: torch.dtype | dict | None = None, **options: str) -> PreTrainedModel:
     """Load an encoder for SDXL's first slot from any `source` that [`load_text_encoder`] knows.
 
-    `dtype` is what [`~diffusers.DiffusionPipeline.from_pretrained`] takes: one for all, or one for each component.
+    `dtype` is what [`~diffusers.DiffusionPipeline.from_pretrained`] takes: one for all, or one for each component;
+    `options` are `layout` and `rope` of [`load_text_encoder`].
     """
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default"))
-    return first_encoder(load_text_encoder(source, dtype=dtype or torch.float32))
+    return first_encoder(load_text_encoder(source, dtype=dtype or torch.float32, **options))
 
 
 def check_folder(folder: str | os.PathLike, passed: Collection[str]) -> None:

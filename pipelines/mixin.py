@@ -6,29 +6,24 @@ import functools
 import inspect
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
-from ..windows import CONTEXTS, PromptDescription, describe_prompt
-from .attention import long_context_attention
-from .checks import check_components, check_folder, first_encoder, load_first_encoder
-from .conditioning import Conditioning, Slot, encode_texts, pad_states, tokenize_texts
-from .weighting import parse_weights, tokenize
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline as Stock  # or whichever class the mixin stands before
-else:
-    Stock = object
+from ..prompt_description import CONTEXTS, PromptDescription, describe_prompt
+from ..prompt_tokens import TokenizedPrompt, tokenize_prompts
+from ..weighting import network_tags
+from .attention import is_compiled, long_context_attention
+from .conditioning import Conditioning, PromptEmbeds, Slot, encode_texts
+from .loading import TulipLoadingMixin
 
 logger = logging.getLogger(__name__)
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Conditioning)}
 
 
-class TulipPromptMixin(Stock):
+class TulipPromptMixin(TulipLoadingMixin):
     """Long prompts, prompt weights and prompt descriptions for a stock SDXL pipeline class.
 
     Every option of [`Conditioning`] is a keyword of the constructor, of [`set_conditioning`], and of a single call:
@@ -43,48 +38,6 @@ class TulipPromptMixin(Stock):
             _, stock = cls.__bases__
             cls.__init__ = _with_options(stock.__init__)
             cls.__call__ = _with_conditioning(stock.__call__)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *, tulip: str | None = None, **kwargs):
-        """Load a pipeline, stock SDXL or saved by this class, from a folder or Hub id.
-
-        `tulip` names the file, folder or Hub id of an encoder to put in the first slot. Everything else is as in
-        [`~diffusers.DiffusionPipeline.from_pretrained`].
-        """
-        if tulip is not None:
-            kwargs["text_encoder"] = load_first_encoder(tulip, kwargs.get("dtype") or kwargs.get("torch_dtype"))
-        check_folder(pretrained_model_name_or_path, passed=kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path, *, tulip: str | None = None, **kwargs):
-        """[`~diffusers.loaders.FromSingleFileMixin.from_single_file`], with `tulip` as in [`from_pretrained`]."""
-        if tulip is not None:
-            kwargs["text_encoder"] = load_first_encoder(tulip, kwargs.get("dtype") or kwargs.get("torch_dtype"))
-        return super().from_single_file(pretrained_model_link_or_path, **kwargs)
-
-    @classmethod
-    def from_pipe(cls, pipeline, **kwargs):
-        """[`~diffusers.DiffusionPipeline.from_pipe`], but components keep their dtype unless `dtype` is given."""
-        if "dtype" in kwargs or "torch_dtype" in kwargs:
-            return super().from_pipe(pipeline, **kwargs)
-        components = {**pipeline.components, **kwargs}
-        dtypes = [(module, module.dtype) for module in components.values() if isinstance(module, nn.Module)]
-        # diffusers casts all components to one dtype, float32 if none is given, which loses nothing on the way back.
-        shared = {dtype for _, dtype in dtypes}
-        dtype = shared.pop() if len(shared) == 1 else torch.float32
-        made = super().from_pipe(pipeline, dtype=dtype, **kwargs)
-        for module, own in dtypes:
-            if module.dtype != own:
-                module.to(own)
-        return made
-
-    def register_modules(self, **modules) -> None:
-        """Called by every stock constructor with all components, so this is where they are checked."""
-        if modules.get("text_encoder") is not None:
-            modules["text_encoder"] = first_encoder(modules["text_encoder"])
-        check_components(modules)
-        super().register_modules(**modules)
 
     def set_conditioning(self, **options) -> None:
         """Change options of [`Conditioning`] for all calls to come, `pipe.set_conditioning(overflow="stretch")`.
@@ -127,27 +80,19 @@ class TulipPromptMixin(Stock):
         share one length, and their pooled vectors. States of exact zeros are padding that cross-attention leaves out.
         """
         device = device or self._execution_device
-        positive = _per_image(prompt, prompt_2) if prompt_embeds is None else []
+        embeds = PromptEmbeds(
+            prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
+        )
+        positive = [] if prompt_embeds is not None else _per_image(prompt, prompt_2)
         zeroed = negative_prompt is None and self.config.force_zeros_for_empty_prompt
         negative = []
         if do_classifier_free_guidance and negative_prompt_embeds is None and not zeroed:
-            batch = len(positive) if prompt_embeds is None else len(prompt_embeds)
-            negative = _per_image(negative_prompt or "", negative_prompt_2, batch)
+            count = len(positive) if prompt_embeds is None else len(prompt_embeds)
+            negative = _per_image(negative_prompt or "", negative_prompt_2, count)
         if positive or negative:
             with self._lora_scaled(lora_scale):
                 states, pooled = self._encode(positive, negative, clip_skip, device)
-        if positive:
-            prompt_embeds = states[: len(positive)]
-            if pooled_prompt_embeds is None:
-                pooled_prompt_embeds = pooled[: len(positive)]
-        if negative:
-            negative_prompt_embeds = states[len(positive) :]
-            if negative_pooled_prompt_embeds is None:
-                negative_pooled_prompt_embeds = pooled[len(positive) :]
-        if prompt_embeds is not None and negative_prompt_embeds is not None:
-            length = max(prompt_embeds.shape[1], negative_prompt_embeds.shape[1])
-            prompt_embeds = pad_states(prompt_embeds, length)
-            negative_prompt_embeds = pad_states(negative_prompt_embeds, length)
+            embeds = embeds.filled(states, pooled, len(positive))
 
         # The stock method does the rest: zeroed negatives, dtype, device and repeats.
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = (
@@ -156,28 +101,20 @@ class TulipPromptMixin(Stock):
                 device=device,
                 num_images_per_prompt=num_images_per_prompt,
                 do_classifier_free_guidance=do_classifier_free_guidance,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-                pooled_prompt_embeds=pooled_prompt_embeds,
-                negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+                **vars(embeds.of_one_length()),
             )
         )
         # diffusers' tests read these names off the source.
         return prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
 
     def describe_prompt(self, prompt: str) -> PromptDescription:
-        """Tokens and windows of `prompt`, and which words this pipeline's encoders and others cannot see.
+        """Tokens and windows of `prompt`, which words this pipeline's encoders and others cannot see, and weights.
 
-        `print()` it. Weights and BREAK are read first, as in generation.
+        `print()` it. It counts what generation encodes.
         """
         slots, options = self._slots(), self._conditioning
         contexts = {**CONTEXTS, **{slot.name: slot.context(options) for slot in slots}}
-        tokenizer = slots[0].tokenizer
-        prompt = self._convert(prompt, tokenizer)
-        breaks = tokenize(prompt, tokenizer, options.weighting).breaks
-        if options.weighting:
-            prompt = "".join(" " * span.after_break + span.text for span in parse_weights(prompt))
-        return describe_prompt(prompt, tokenizer, contexts, breaks)
+        return describe_prompt(prompt, slots[0].tokenizer, contexts, options.weighting)
 
     def _slots(self) -> list[Slot]:
         """SDXL's slots that are filled; the refiner fills the second only."""
@@ -197,27 +134,28 @@ class TulipPromptMixin(Stock):
     def _encode(self, positive: list[tuple[str, str]], negative: list[tuple[str, str]], clip_skip: int | None, device):
         """States and pooled vectors of all positive, then all negative texts; each is a pair, one for each slot."""
         slots, options = self._slots(), self._conditioning
+        if options.sequence_length == "auto" and self.unet is not None and is_compiled(self.unet):
+            options = dataclasses.replace(options, sequence_length="bucket")  # a graph or less for each length
         tokenized = []
         for pair in (*positive, *negative):
             # Where the first slot is empty, stock SDXL gives the first text to the second one.
-            texts = [self._convert(text, slot.tokenizer) for text, slot in zip(pair, slots, strict=False)]
-            tokenized.append(tokenize_texts(texts, slots, options))
-            self._warn_of_losses(pair, tokenized[-1], slots)
+            texts = pair[: len(slots)]
+            tokenized.append(tokenize_prompts(texts, [slot.tokenizer for slot in slots], options.weighting))
+            self._warn(texts, tokenized[-1], slots)
         count = len(positive)
         return encode_texts(slots, tokenized[:count], tokenized[count:], clip_skip, options, device)
 
-    def _convert(self, text: str, tokenizer) -> str:
-        """Write out textual inversions of several vectors, if there are any: diffusers tokenizes to find out."""
-        several = any(token.endswith("_1") for token in tokenizer.added_tokens_encoder)
-        return self.maybe_convert_prompt(text, tokenizer) if several else text
-
-    def _warn_of_losses(self, texts: tuple[str, ...], tokenized: list, slots: list[Slot]) -> None:
-        """Once for each text: one line on the words that an encoder loses, if any does."""
+    def _warn(self, texts: tuple[str, ...], tokenized: list[TokenizedPrompt], slots: list[Slot]) -> None:
+        """Once for each image's texts: a line on the words that an encoder loses, one on tags that are left out."""
+        if hash(texts) in self._warned:
+            return
         pairs = zip(tokenized, slots, strict=True)
-        losses = [sentence for tokens, slot in pairs for sentence in slot.losses(tokens, self._conditioning)]
-        if losses and hash(texts) not in self._warned:
+        lines = [" ".join(filter(None, (slot.losses(tokens, self._conditioning) for tokens, slot in pairs)))]
+        if self._conditioning.weighting and (tags := {tag: None for text in texts for tag in network_tags(text)}):
+            lines.append(f"Left out {', '.join(tags)}: tags load nothing here, load_lora_weights does.")
+        for line in filter(None, lines):
             self._warned.add(hash(texts))
-            logger.warning(" ".join(losses))
+            logger.warning(line)
 
     @contextlib.contextmanager
     def _lora_scaled(self, scale: float | None) -> Iterator[None]:

@@ -22,8 +22,9 @@ from tulip_diffusion.evaluation.details import (
     summarize,
 )
 from tulip_diffusion.evaluation.prompts import prompts_of
-from tulip_diffusion.evaluation.strip import BEYOND, SEEN, Panel, colour_at, draw_strip, word_positions
+from tulip_diffusion.evaluation.strip import BEYOND, SEEN, Panel, colour_at, draw_strip
 from tulip_diffusion.models.text_encoder import from_clip
+from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.scenes.dataset import SceneDataset, reference_caption
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
 from tulip_diffusion.scenes.read_out import ReadOut, read_accuracies, sentence_targets

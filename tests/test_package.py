@@ -14,7 +14,9 @@ MAPPED = ("pipelines", "training", "demo")
 FLOORS = (
     {"arguments", "devices", "files", "progress", "provenance"},
     {"models", "tokenization"},
-    {"windows"},
+    {"weighting", "windows"},
+    {"prompt_tokens"},
+    {"prompt_description"},
     {"data", "scenes", "pipelines"},
     {"embedded"},
     {"evaluation"},

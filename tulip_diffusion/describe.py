@@ -47,8 +47,9 @@ def describe(options: argparse.Namespace) -> None:
         raise ValueError("describe takes a PROMPT or --file, one of the two.")
     prompt = read_text(options.file).strip() if options.file else read_prompt(options.prompt)
 
+    from .prompt_description import describe_prompt
+    from .prompt_tokens import tokenize_prompts
     from .tokenization import load_tokenizer
-    from .windows import describe_prompt
 
     tokenizer = load_tokenizer(clean=options.clean)
     description = describe_prompt(prompt, tokenizer)
@@ -57,11 +58,12 @@ def describe(options: argparse.Namespace) -> None:
         for number, window in enumerate(description.windows, start=1):
             print(f"\nwindow {number}: {window}")
     if options.encoder is not None:
-        print(f"\n{encode(tokenizer(prompt, return_tensors='pt', verbose=False).input_ids, options.encoder)}")
+        (tokens,) = tokenize_prompts([prompt], [tokenizer], "a1111")
+        print(f"\n{encode([tokenizer.bos_token_id, *tokens.ids, tokenizer.eos_token_id], options.encoder)}")
 
 
-def encode(input_ids: Any, source: str) -> str:
-    """Encode (1, tokens) ids and say what came out."""
+def encode(ids: list[int], source: str) -> str:
+    """Encode one text's ids and say what came out."""
     import torch
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -76,7 +78,7 @@ def encode(input_ids: Any, source: str) -> str:
         model = load_text_encoder(source)
     start = time.perf_counter()
     with torch.no_grad():
-        output = model(input_ids, output_hidden_states=True)
+        output = model(torch.tensor([ids]), output_hidden_states=True)
     return (
         f"{type(model).__name__}, {model.num_parameters():,} parameters, encoded it in "
         f"{time.perf_counter() - start:.1f} s: penultimate states {tuple(output.hidden_states[-2].shape)} for SDXL, "

@@ -108,7 +108,8 @@ def run_compare(options: argparse.Namespace) -> None:
     say(f"Drawing one prompt with {', '.join(encoders.values())}; loading {source_of(options)} …")
 
     from .evaluation.details import hits
-    from .evaluation.strip import Panel, draw_strip, word_positions
+    from .evaluation.strip import Panel, draw_strip
+    from .prompt_description import word_positions
 
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the strip shows what encoders cannot see
     prompt = prompt or example_prompt()

@@ -31,7 +31,7 @@ def add_pipeline_names(diffusers: ModuleType) -> None:
     def find(name: str) -> Any:
         if name.startswith("StableDiffusionXLTulip") and name in library().__all__:
             return getattr(library(), name)
-        raise AttributeError(f"module 'diffusers' has no attribute {name!r}")
+        raise AttributeError(f"module {diffusers.__name__!r} has no attribute {name!r}")
 
     diffusers.__getattr__ = find  # type: ignore[method-assign]  # asked before diffusers' own lazy names, PEP 562
 
@@ -50,6 +50,7 @@ def add_tasks(auto_pipeline: ModuleType) -> None:
 TABLES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": add_configurations,
     "diffusers": add_pipeline_names,
+    "diffusers.pipelines": add_pipeline_names,  # where diffusers' own tests look
     "diffusers.pipelines.pipeline_loading_utils": add_components,
     "diffusers.pipelines.auto_pipeline": add_tasks,
 }

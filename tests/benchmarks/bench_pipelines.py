@@ -4,8 +4,8 @@
 
 A step is one UNet pass on a prompt and its negative. `--full-size` is SDXL's own UNet with random weights at 1024²,
 in float16, and wants a GPU; without it a narrow UNet of the same build runs anywhere. Runs are interleaved; a ratio is
-the median over rounds of two neighbouring runs, a step at 77 tokens being 1. Padding is masked up to the next multiple
-of 77 (`sequence_length="auto"`) or shown to the UNet (`sequence_length=248`).
+the median over rounds of two neighbouring runs, a step at 77 tokens being 1. A prompt has its own length, or is filled
+up to the next multiple of 77 and masked (`sequence_length="bucket"`).
 """
 
 import argparse
@@ -44,8 +44,9 @@ POOLED = 1280
 PROMPTS = {  # name: tokens of the prompt, tokens of the tensor that holds it
     "77 tokens": (77, 77),
     "154 tokens": (154, 154),
-    "248 tokens, shown padding": (248, 248),
+    "248 tokens": (248, 248),
     "248 tokens, masked to 308": (248, 308),
+    "500 tokens": (500, 500),
     "500 tokens, masked to 539": (500, 539),
 }
 

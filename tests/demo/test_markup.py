@@ -10,9 +10,9 @@ from tulip_diffusion import load_tokenizer
 from tulip_diffusion.demo import markup
 from tulip_diffusion.demo.examples import SIZES, prose_examples, world_examples
 from tulip_diffusion.demo.judging import judge
+from tulip_diffusion.prompt_description import describe_prompt
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
 from tulip_diffusion.scenes.render import random_scene, render
-from tulip_diffusion.windows import describe_prompt
 
 TOKENIZER = load_tokenizer(max_length=4096)
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tests.benchmarks.bench_pipelines import SDXL
-from tests.pipelines.tiny_sdxl import BLOCKS, components, inputs, quiet, text_encoder, tulip_encoder, words
-from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, from_clip
+from tests.pipelines.tiny_sdxl import BLOCKS, TEXT, components, inputs, quiet, text_encoder, tulip_encoder, words
+from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, export_open_clip, from_clip
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
 
@@ -31,7 +31,27 @@ def test_a_tulip_folder_goes_into_the_first_slot(model_class, sdxl, tmp_path):
     assert {module.dtype for module in (pipe.text_encoder, pipe.unet)} == {torch.bfloat16}
     first = getattr(encoder, "text_model", encoder)
     assert torch.equal(pipe.text_encoder.final_layer_norm.weight.float(), first.final_layer_norm.weight)
-    assert pipe.encode_prompt(words(200))[0].shape == (1, 231, 64)
+    assert pipe.encode_prompt(words(200))[0].shape == (1, 202, 64)
+
+
+def published_file(folder) -> str:
+    """A CLIP in the layout of TULIP's files, whose keys do not say that it is one, nor how it rotates."""
+    clip = CLIPTextModelWithProjection(CLIPTextConfig(**{**TEXT, "num_attention_heads": 1}))
+    save_file(export_open_clip(from_clip(clip)), folder / "tulip.safetensors")
+    return str(folder / "tulip.safetensors")
+
+
+@pytest.mark.parametrize("rope, kind", [("released", "default"), ("paper", "ntk"), (None, "default")])
+def test_layout_and_rope_say_how_to_read_a_tulip_file(rope, kind, sdxl, tmp_path):
+    file = published_file(tmp_path)
+    arguments = {"tulip": file, "layout": "tulip", "rope": rope}
+    pipe = StableDiffusionXLTulipPipeline.from_pretrained(sdxl, **arguments)
+    assert type(pipe.text_encoder) is TulipTextModel
+    assert pipe.text_encoder.config.rope_parameters["rope_type"] == kind
+    with pytest.raises(ValueError, match="tulips"):
+        StableDiffusionXLTulipPipeline.from_pretrained(sdxl, tulip=file, layout="tulips")
+    with pytest.raises(ValueError, match="rope says how to read the encoder given as tulip="):
+        StableDiffusionXLTulipPipeline.from_pretrained(sdxl, rope="paper")
 
 
 def test_a_single_file_takes_a_tulip_encoder(sdxl, tmp_path):
@@ -43,7 +63,7 @@ def test_a_single_file_takes_a_tulip_encoder(sdxl, tmp_path):
         str(tmp_path / "sdxl.safetensors"), tulip=str(tmp_path / "tulip"), config=str(sdxl), **parts
     )
     assert type(pipe.text_encoder) is TulipTextModel
-    assert pipe.encode_prompt(words(200))[0].shape == (1, 231, 64)
+    assert pipe.encode_prompt(words(200))[0].shape == (1, 202, 64)
 
 
 def test_a_projection_in_the_first_slot_is_left_out():
@@ -159,7 +179,7 @@ def test_sdxl_at_its_true_size_on_the_meta_device():
         parts |= {"text_encoder": first, "text_encoder_2": second, "unet": unet}
         pipe = StableDiffusionXLTulipPipeline(**parts)
         states, _, pooled, _ = pipe.encode_prompt(words(200), device=torch.device("meta"))
-        assert (states.shape, pooled.shape) == ((1, 231, 2048), (1, 1280))
+        assert (states.shape, pooled.shape) == ((1, 202, 2048), (1, 1280))
         conditions = {"text_embeds": pooled, "time_ids": torch.empty(1, 6)}
         noise = unet(torch.empty(1, 4, 128, 128), 1, states, added_cond_kwargs=conditions).sample
     assert noise.shape == (1, 4, 128, 128)

@@ -162,7 +162,7 @@ def test_others_pipelines_get_long_prompts_too():
 
     sketcher = tulip_pipeline(Sketcher)
     assert sketcher is tulip_pipeline(Sketcher)
-    assert sketcher(**components(Sketcher, text_encoder=tulip_encoder())).encode_prompt(LONG)[0].shape == (1, 231, 64)
+    assert sketcher(**components(Sketcher, text_encoder=tulip_encoder())).encode_prompt(LONG)[0].shape == (1, 162, 64)
     assert tulip_pipeline(StableDiffusionXLPipeline) is StableDiffusionXLTulipPipeline
     with pytest.raises(TypeError, match="encode_prompt"):
         tulip_pipeline(diffusers.FluxPipeline)
@@ -344,19 +344,48 @@ def test_ip_adapter_leaves_long_prompts_alone():
     np.testing.assert_allclose(on[1], alone[0], atol=1e-4)
 
 
-def test_a_compiled_unet_is_compiled_once_for_a_bucket():
-    pipe, graphs = build(), []
+def counting(graphs: list):
+    """A back end for `torch.compile` that counts."""
 
-    def count(graph, example_inputs):
+    def compiled(graph, example_inputs):
         graphs.append(graph)
         return graph.forward
 
+    return compiled
+
+
+def test_a_compiled_unet_is_compiled_once_for_a_bucket():
+    pipe, graphs = build(), []
     expected = [image_of(pipe, words(tokens)) for tokens in (100, 120, 150)]
     torch._dynamo.reset()
-    pipe.unet = torch.compile(pipe.unet, backend=count, fullgraph=True)
+    pipe.unet = torch.compile(pipe.unet, backend=counting(graphs), fullgraph=True)
     for tokens, image in zip((100, 120, 150), expected, strict=True):
         np.testing.assert_allclose(image_of(pipe, words(tokens)), image, atol=1e-5)
         assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("how", ["function", "in place", "blocks"])
+def test_networks_that_stock_pipelines_compiled_and_ran_get_the_mask(how):
+    """A graph that was traced without a mask, on prompts as long, knows nothing of ours."""
+    tulip_class = pipelines.StableDiffusionXLTulipControlNetPipeline
+    pipe, graphs = build(tulip_class), []
+    prompts = [words(20), LONG]
+    expected = image_of(pipe, prompts), image_of(pipe, prompts, attention_scale=1.5)
+    embeds = pipe.encode_prompt([LONG, LONG], negative_prompt=[LONG, LONG])
+    torch._dynamo.reset()
+    for name in ("unet", "controlnet"):
+        if how == "function":
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend=counting(graphs)))
+        elif how == "in place":
+            getattr(pipe, name).compile(backend=counting(graphs))
+        elif name == "unet":
+            pipe.unet.compile_repeated_blocks(backend=counting(graphs))
+    stock = quiet(tulip_class.__bases__[1](**pipe.components))
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    stock(**inputs(type(stock), prompts) | {"prompt": None, **dict(zip(names, embeds, strict=True))})
+    assert graphs
+    for image, scale in zip(expected, (None, 1.5), strict=True):
+        np.testing.assert_allclose(image_of(pipe, prompts, attention_scale=scale), image, atol=1e-5)
 
 
 def test_textual_inversions_of_several_vectors_in_weighted_prompts():
@@ -369,6 +398,18 @@ def test_textual_inversions_of_several_vectors_in_weighted_prompts():
     torch.testing.assert_close(weighted[2:5], 1.5 * plain[2:5])
     torch.testing.assert_close(weighted[5:], plain[5:])
     assert pipe.encode_prompt(f"a <toy> {words(100)}")[2].isfinite().all()
-    slots = pipe._slots()
-    ids = [pipe._convert(prompt, slot.tokenizer) for slot in slots]
-    assert ids[0] == ids[1] == f"a (<toy> <toy>_1 <toy>_2:1.5) {words(100)}"
+    assert pipe.describe_prompt(prompt).pieces[1:4] == ("<toy>",) * 3
+
+
+@pytest.mark.parametrize("name", ["MyToy", "<Cat-Toy>", "toyhouse"])
+def test_every_vector_of_a_textual_inversion_is_read(name):
+    """Against the encoder itself, which is given the vectors' ids."""
+    pipe = build()
+    for token in (name, f"{name}house"):
+        pipe.load_textual_inversion(torch.randn(3, 32), token=token)
+    first = pipe.tokenizer.convert_tokens_to_ids(name)
+    a, cat = pipe.tokenizer("a cat", add_special_tokens=False).input_ids
+    row = [49406, a, first, first + 1, first + 2, cat]
+    ids = torch.tensor([row + [49407] * (77 - len(row))])
+    expected = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(pipe.encode_prompt(f"a {name} cat")[0][..., :32], expected)

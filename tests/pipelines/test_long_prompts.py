@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 
 from tests.pipelines.tiny_sdxl import components, inputs, quiet, text_encoder, text_encoder_2, tulip_encoder, words
 from tulip_diffusion import TulipTextModelWithProjection, stretch_position_embeddings
-from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline
-from tulip_diffusion.pipelines.conditioning import Conditioning, tokenize_texts
-from tulip_diffusion.pipelines.weighting import tokenize
+from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline, attention
+from tulip_diffusion.prompt_description import describe_prompt, word_positions
+from tulip_diffusion.prompt_tokens import tokenize, tokenize_prompts
 from tulip_diffusion.tokenization import load_tokenizer
 from tulip_diffusion.windows import split_windows
 
@@ -61,20 +62,19 @@ def test_a_word_changes_the_states_from_its_place_on_and_none_before(pipe):
     prompt = words(498)
     before, after = (pipe.encode_prompt(text)[0][0] for text in (prompt, changed_at(prompt, 400)))
     moved = (before != after).any(dim=-1)
-    assert before.shape == (539, 64)
+    assert before.shape == (500, 64)
     assert not moved[:400].any()
-    assert moved[400:500].all()
-    assert not before[500:].any(), "padding is zeros"
+    assert moved[400:].all()
 
 
-@pytest.mark.parametrize("tokens, length", [(10, 77), (77, 77), (78, 154), (154, 154), (155, 231), (248, 308)])
-def test_lengths_are_multiples_of_77(pipe, tokens, length):
-    states, negative, *_ = pipe.encode_prompt(words(tokens - 2), negative_prompt="bad")
-    assert states.shape == negative.shape == (1, length, 64)
-    exact = min(max(tokens, 77), length)
-    with pipe.conditioned(sequence_length="exact"):
-        assert pipe.encode_prompt(words(tokens - 2))[0].shape == (1, exact, 64)
-    assert torch.equal(states[0].any(dim=-1), torch.arange(length) < exact)
+@pytest.mark.parametrize("tokens, bucket", [(10, 77), (77, 77), (78, 154), (154, 154), (155, 231), (248, 308)])
+def test_a_prompt_takes_its_own_length_or_a_multiple_of_77(pipe, tokens, bucket):
+    own = max(tokens, 77)
+    for options, length in (({}, own), ({"sequence_length": "exact"}, own), ({"sequence_length": "bucket"}, bucket)):
+        with pipe.conditioned(**options):
+            states, negative, *_ = pipe.encode_prompt(words(tokens - 2), negative_prompt="bad")
+        assert states.shape == negative.shape == (1, length, 64)
+        assert torch.equal(states[0].any(dim=-1), torch.arange(length) < own), "padding is zeros"
 
 
 @pytest.mark.parametrize("tokens", [20, 300])
@@ -138,7 +138,7 @@ def test_windows_put_each_token_where_the_first_encoder_has_it(pipe):
 
 
 def test_exclamation_marks_do_not_shift_the_second_encoder(pipe):
-    first, second = tokenize_texts(["wow!!! " + words(100)] * 2, pipe._slots(), Conditioning())
+    first, second = tokenize_prompts(["wow!!! " + words(100)] * 2, [pipe.tokenizer, pipe.tokenizer_2], "a1111")
     assert first.ids == second.ids
 
 
@@ -179,7 +179,7 @@ def test_a_long_clip_encoder_reads_as_far_as_its_table_goes():
     ids = pipe.tokenizer(words(200), return_tensors="pt", verbose=False).input_ids
     expected = pipe.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
     torch.testing.assert_close(states[:1, :202, :32], expected)
-    assert states.shape == (3, 462, 64)
+    assert states.shape == (3, 402, 64)
 
 
 def test_the_tokenizers_own_length_does_not_matter(pipe):
@@ -191,13 +191,13 @@ def test_the_tokenizers_own_length_does_not_matter(pipe):
 
 def test_stock_encoders_in_both_slots_take_windows_too():
     pipe = StableDiffusionXLTulipPipeline(**components(StableDiffusionXLTulipPipeline, text_encoder=text_encoder()))
-    assert pipe.encode_prompt(words(200))[0].shape == (1, 231, 64)
+    assert pipe.encode_prompt(words(200))[0].shape == (1, 202, 64)
 
 
 def test_prompt_2_of_another_length_keeps_its_own_words_and_weights(pipe):
     states = pipe.encode_prompt(words(20), prompt_2=f"{words(100)} (zebra:1.5)")[0]
     plain = pipe.encode_prompt(words(20), prompt_2=f"{words(100)} zebra")[0]
-    assert states.shape == (1, 154, 64)
+    assert states.shape == (1, 103, 64)
     torch.testing.assert_close(states[..., :32], plain[..., :32])
     torch.testing.assert_close(states[0, 101, 32:], 1.5 * plain[0, 101, 32:])
 
@@ -223,11 +223,48 @@ def test_saved_embeddings_give_the_same_image(pipe):
     np.testing.assert_allclose(pipe(**arguments).images, expected, atol=1e-5)
 
 
-def test_masked_padding_is_as_good_as_none(pipe):
-    prompt = words(200)
-    with pipe.conditioned(sequence_length="exact"):
-        exact = pipe(**inputs(type(pipe), prompt)).images
-    np.testing.assert_allclose(pipe(**inputs(type(pipe), prompt)).images, exact, atol=1e-5)
+def masks_in(pipe) -> list:
+    """A list that fills with the masks that the UNet's cross-attention is given, as they come."""
+    masks: list = []
+
+    def keep(module, args, kwargs):
+        masks.append(kwargs.get("attention_mask"))
+
+    for module in pipe.unet.modules():
+        if isinstance(module, BasicTransformerBlock):
+            module.attn2.register_forward_pre_hook(keep, with_kwargs=True)
+    return masks
+
+
+@TASKS
+def test_masked_padding_is_as_good_as_none(tulip_class):
+    pipe = quiet(tulip_class(**components(tulip_class, text_encoder=tulip_encoder())))
+    texts = {"prompt": words(200), "negative_prompt": words(200, 3)}
+    own, padded = (
+        pipe(**inputs(tulip_class, **texts), sequence_length=length).images for length in ("auto", "bucket")
+    )
+    np.testing.assert_allclose(padded, own, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "prompt, options, masked",
+    [
+        (words(200), {}, False),
+        ([words(200), words(200, 3)], {"negative_prompt": words(200, 5)}, False),
+        (words(20), {"negative_prompt": words(40)}, False),
+        (words(200), {"sequence_length": 248, "negative_prompt": "bad"}, False),
+        (words(200), {"sequence_length": "bucket"}, True),
+        (words(200), {"negative_prompt": "bad"}, True),
+        ([words(200), words(20)], {}, True),
+    ],
+)
+def test_a_mask_reaches_attention_only_where_lengths_differ(pipe, monkeypatch, prompt, options, masked):
+    masks, made = masks_in(pipe), []
+    visible = attention.visible_tokens
+    monkeypatch.setattr(attention, "visible_tokens", lambda states: made.append(states) or visible(states))
+    pipe(**inputs(type(pipe), prompt, num_inference_steps=4), **options)
+    assert masks and {mask is not None for mask in masks} == {masked}
+    assert len(made) <= 1, "a call makes its mask once"
 
 
 def test_attention_scale_is_neutral_up_to_77_tokens(pipe):
@@ -239,22 +276,78 @@ def test_attention_scale_is_neutral_up_to_77_tokens(pipe):
         np.testing.assert_allclose(both, np.concatenate([short, long]), atol=1e-4)
 
 
-def test_losses_are_told_once_for_each_prompt(pipe, caplog):
+def test_losses_are_told_once_for_each_prompt_in_a_short_line(pipe, caplog):
     pipe.set_conditioning(overflow="truncate")
     prompt = f"{words(80)} a zebra"
     for _ in range(2):
         pipe.encode_prompt(prompt)
     (record,) = caplog.records
-    assert "text_encoder_2 reads 77 tokens and cannot see" in record.message
-    assert record.message.endswith('a zebra".') and "\n" not in record.message
-    pipe.encode_prompt(words(300))
-    assert "text_encoder was trained on 248 tokens" in caplog.records[1].message
+    first = prompt.split()[75]
+    assert record.message == f'text_encoder_2: 7 tokens beyond 77 are lost, from "{first}" to "zebra".'
+    pipe.encode_prompt(f"{words(300)} {'antidisestablishmentarianism' * 2}")
+    message = caplog.records[1].message
+    assert 'text_encoder: 68 tokens beyond 248 it was not trained on, from "river" to "antidisestablish".' in message
+    assert len(message) <= 200 and "\n" not in message
     assert len(caplog.records) == 2
     pipe.encode_prompt(words(75))
     assert len(caplog.records) == 2
 
 
-def test_breaks_end_windows(pipe):
-    tokens = tokenize(f"{words(30)} BREAK {words(60)}", pipe.tokenizer, "a1111")
-    assert tokens.breaks == {30}
-    assert split_windows(pipe.tokenizer.convert_ids_to_tokens(tokens.ids), breaks=tokens.breaks)[0].stop <= 75
+def test_network_tags_are_left_out_and_told_once(pipe, caplog):
+    states = pipe.encode_prompt("a cat <lora:style:0.8>")[0]
+    assert torch.equal(states, pipe.encode_prompt("a cat")[0])
+    pipe.encode_prompt("a cat <lora:style:0.8>")
+    (record,) = caplog.records
+    assert record.message == "Left out <lora:style:0.8>: tags load nothing here, load_lora_weights does."
+    assert not torch.equal(pipe.encode_prompt("a cat <3")[0], pipe.encode_prompt("a cat")[0])
+
+
+BREAKS = [
+    "a cat BREAK a dog on a boat",
+    f"{words(72)} BREAK {words(90)}",
+    f"{words(20)} Stop. BREAK (red BREAK boat:1.3)",
+]
+
+
+@pytest.mark.parametrize("prompt", BREAKS)
+@pytest.mark.parametrize("first", [tulip_encoder, text_encoder], ids=["tulip", "clip"])
+def test_what_stands_behind_a_break_is_read_on_its_own(first, prompt):
+    """Each part has the states that it has as a prompt of its own, in both encoders; the last its pooled vector."""
+    parts = components(StableDiffusionXLTulipPipeline, text_encoder=first())
+    pipe = StableDiffusionXLTulipPipeline(**parts, pooled="last")
+    states, _, pooled, _ = pipe.encode_prompt(prompt)
+    place = 1
+    for part in prompt.replace("(red BREAK boat:1.3)", "(red:1.3) BREAK (boat:1.3)").split("BREAK"):
+        alone, _, own_pooled, _ = pipe.encode_prompt(part)
+        count = len(tokenize(part, pipe.tokenizer, "a1111").ids)
+        torch.testing.assert_close(states[0, place : place + count], alone[0, 1 : 1 + count])
+        place += count
+    torch.testing.assert_close(pooled, own_pooled)
+    assert (states[0] - pipe.encode_prompt(prompt.replace("BREAK", ""))[0][0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("prompt", ["BREAK a cat", "a cat BREAK", "BREAK BREAK"])
+def test_a_break_with_nothing_on_one_side_changes_nothing(pipe, prompt):
+    for ours, plain in zip(pipe.encode_prompt(prompt), pipe.encode_prompt(prompt.replace("BREAK", "")), strict=True):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("overflow", ["windows", "stretch", "truncate"])
+def test_breaks_do_not_depend_on_batch_mates(pipe, overflow):
+    pipe.set_conditioning(overflow=overflow)
+    prompts = [BREAKS[0], BREAKS[1], words(300), words(9)]
+    together = pipe.encode_prompt(prompts)[0]
+    for states, prompt in zip(together, prompts, strict=True):
+        alone = pipe.encode_prompt(prompt)[0][0]
+        torch.testing.assert_close(states[: len(alone)], alone)
+
+
+@pytest.mark.parametrize(
+    "prompt", [f"(a cat:1.2) BREAK {words(90)}", "wow!!! <lora:x:1> [dog]", f"f(x) {words(400)} (1:1)"]
+)
+def test_the_description_counts_what_is_encoded(pipe, prompt):
+    report = pipe.describe_prompt(prompt)
+    assert report.tokens == describe_prompt(prompt, load_tokenizer()).tokens
+    with pipe.conditioned(sequence_length="exact"):
+        assert max(report.tokens, 77) == pipe.encode_prompt(prompt)[0].shape[1]
+    assert word_positions(prompt, pipe.tokenizer)[-1] == (prompt.split()[-1], report.tokens - 2)

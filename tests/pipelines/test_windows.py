@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from tests.pipelines.tiny_sdxl import components, tulip_encoder, words
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
+from tulip_diffusion.prompt_description import describe_prompt
 from tulip_diffusion.tokenization import load_tokenizer
-from tulip_diffusion.windows import describe_prompt, split_windows
+from tulip_diffusion.windows import split_windows
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,12 @@ def test_windows_cover_every_token_once_and_fit(tokens, size):
     assert all(windows) or not tokens
 
 
-def test_breaks_count_as_sentence_ends():
+def test_breaks_end_windows_whatever_their_length():
     tokens = ["cat</w>"] * 10
     assert [window.stop for window in split_windows(tokens, 6, breaks={4})] == [4, 10]
+    assert [window.stop for window in split_windows(tokens, 20, breaks={1, 9})] == [1, 9, 10]
+    assert [window.stop for window in split_windows(tokens, None, breaks={0, 5, 10, 12})] == [5, 10]
+    assert [window.stop for window in split_windows([*tokens, ".</w>"], 6, breaks={8})] == [6, 8, 11]
 
 
 def test_the_report_names_the_words_that_are_lost(tokenizer):
@@ -84,3 +88,15 @@ def test_a_pipeline_describes_its_own_encoders():
     assert report.readings["text_encoder"].lost == ""
     assert report.readings["text_encoder_2"].lost == report.readings["CLIP"].lost != ""
     assert "BREAK" not in "".join(report.pieces)
+    assert report.windows[0] == "a cat" and len(report.windows) == 3
+
+
+def test_the_report_speaks_of_the_prompt_as_it_was_typed(tokenizer):
+    prompt = f"A (Red:1.3) Cat <lora:x:1> at ({words(70)} 10:30) BREAK [Zebra] \\(far\\)"
+    report = describe_prompt(prompt, tokenizer)
+    assert report.pieces[:3] == ("A", "Red", "Cat") and report.pieces[-3:] == ("(", "far", ")")
+    assert report.readings["CLIP"].lost == prompt[prompt.index("10:30") :]
+    assert report.weights == (("Red", 1.3), ("Zebra", 1 / 1.1))
+    assert 'weights: "Red" 1.3, "Zebra" 0.9091' in str(report)
+    assert str(report).endswith("left out: <lora:x:1>")
+    assert describe_prompt(prompt, tokenizer, weighting=None).weights == ()

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tulip_diffusion import arguments
 from tulip_diffusion.data import open_captions
+from tulip_diffusion.models.positions import CLIP_LENGTH
 from tulip_diffusion.scenes.dataset import SPLITS
-from tulip_diffusion.windows import CLIP_LENGTH
 
 from .encoders import Encoder, add_encoders, open_encoder
 from .plots import curve, figure, legend, level, middles, shaded_words

@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tulip_diffusion import arguments
-from tulip_diffusion.pipelines.reading import context_length
+from tulip_diffusion.models.positions import CLIP_LENGTH
+from tulip_diffusion.pipelines.encoding import context_length
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS
-from tulip_diffusion.windows import CLIP_LENGTH
 
 from .details import changed, details, share
 from .drawing import add_drawing, draw_captions, open_pipeline

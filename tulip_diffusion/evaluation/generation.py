@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
     parser.add_argument("--overflow", nargs="+", default=["own"], help="windows, stretch, truncate")
     parser.add_argument("--pooled", nargs="+", default=["own"], help="first, last, mean")
-    parser.add_argument("--sequence-length", nargs="+", default=["own"], help="auto, exact or a number")
+    parser.add_argument("--sequence-length", nargs="+", default=["own"], help="auto, exact, bucket or a number")
     parser.add_argument("--attention-scale", nargs="+", default=["own"], help="none, log or a factor")
     parser.add_argument(
         "--negative",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tulip_diffusion.files import replacing
-from tulip_diffusion.windows import CLIP_LENGTH
+from tulip_diffusion.models.positions import CLIP_LENGTH
 
 from .records import Mean
 

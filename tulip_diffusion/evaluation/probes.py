@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tulip_diffusion.models.positions import CLIP_LENGTH
 from tulip_diffusion.pipelines.attention import long_context_attention, visible_tokens
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
-from tulip_diffusion.windows import CLIP_LENGTH
 
 from .encoders import Embeds
 from .needles import Needle, hard_negatives, make_needle, two_colours

@@ -22,15 +22,6 @@ class Panel:
     note: str = ""
 
 
-def word_positions(prompt: str, tokenizer) -> list[tuple[str, int]]:
-    """The words of `prompt`, each with the position of its last token; BOS is position 0, as encoders count."""
-    words, position = [], 0
-    for word in prompt.split():
-        position += len(tokenizer.tokenize(word))
-        words.append((word, position))
-    return words
-
-
 def colour_at(position: int) -> tuple[int, int, int]:
     """EOS needs a place too, so the last word that fits into 77 tokens ends at position 75."""
     return next((colour for limit, colour in SEEN.items() if position <= limit - 2), BEYOND)

@@ -10,6 +10,7 @@ from typing import Any
 
 from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing
+from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.tokenization import load_tokenizer
 
 from .details import details, hits
@@ -17,7 +18,7 @@ from .drawing import add_drawing, draw_captions, open_pipeline, to_image
 from .processes import is_first
 from .prompts import PROMPTS, prompts_of
 from .records import markdown, write_record
-from .strip import Panel, draw_strip, word_positions
+from .strip import Panel, draw_strip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,9 @@ same token.
 """
 
 import contextlib
-import functools
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils import align_module_device
@@ -17,8 +18,8 @@ from transformers import CLIPTokenizer, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from ..models.positions import stretch_position_embeddings, stretched_length, table_length
+from ..prompt_tokens import TokenizedPrompt
 from ..windows import split_windows
-from .weighting import TokenizedPrompt
 
 
 def context_length(encoder: PreTrainedModel, overflow: str) -> int | None:
@@ -43,76 +44,95 @@ def stretched_positions(encoder: PreTrainedModel) -> Iterator[None]:
         embeddings.position_embedding = table
 
 
-def encode(
-    encoder: PreTrainedModel,
-    tokenizer: CLIPTokenizer,
-    prompts: Sequence[TokenizedPrompt],
-    lengths: Sequence[int],
-    layers: Sequence[int],
-    overflow: str,
-    pooled: str,
-) -> tuple[Tensor, Tensor | None]:
-    """Read `prompts` in one forward pass (two where only some of them need stretched positions).
+@dataclass(frozen=True)
+class EncodingTask:
+    """Prompts for one encoder, to be read in one forward pass.
 
-    `lengths` says how many tokens of conditioning each prompt has, the pads that SDXL shows to the UNet included, and
-    `layers` which of the encoder's hidden states is read; `overflow` and `pooled` are as in [`Conditioning`]. Returns
-    states (prompts, longest length, width), weighted, zero beyond each prompt's length, and pooled vectors
+    Args:
+        prompts: their tokens.
+        lengths: the tokens of conditioning that each prompt has, the pads that SDXL shows to the UNet included.
+        layers: which of the encoder's hidden states each prompt is read from.
+        overflow: [`Conditioning`]'s.
+        pooled: [`Conditioning`]'s.
+    """
+
+    prompts: Sequence[TokenizedPrompt]
+    lengths: Sequence[int]
+    layers: Sequence[int]
+    overflow: str
+    pooled: str
+
+    @property
+    def total(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(self.lengths)
+
+    def windows(self, room: int | None) -> list[list[range]]:
+        """For each prompt the sequences that an encoder with room for so many tokens reads it in."""
+        size = room if self.overflow == "windows" else None
+        return [split_windows(prompt.tokens, size, prompt.breaks) for prompt in self.prompts]
+
+
+def encode(encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTask) -> tuple[Tensor, Tensor | None]:
+    """Read `task`'s prompts in one forward pass (two where only some of them need stretched positions).
+
+    Returns states (prompts, longest length, width), weighted, zero beyond each prompt's length, and pooled vectors
     (prompts, projection width) where the encoder has them.
     """
     table = table_length(encoder)
-    read = functools.partial(_read, encoder, tokenizer, prompts, lengths, layers, overflow, pooled)
-    too_long = [table is not None and len(prompt.ids) + 2 > table for prompt in prompts]
-    if table is None or overflow != "stretch" or not any(too_long):
-        return read(table)
+    if table is None or task.overflow != "stretch":
+        return _encode(encoder, tokenizer, task, table)
+    too_long = [max(map(len, windows)) + 2 > table for windows in task.windows(None)]
+    if not any(too_long):
+        return _encode(encoder, tokenizer, task, table)
     with stretched_positions(encoder):
-        stretched, stretched_pooled = read(stretched_length(table))
+        stretched, stretched_pooled = _encode(encoder, tokenizer, task, stretched_length(table))
     if all(too_long):
         return stretched, stretched_pooled
-    states, plain_pooled = read(table)  # the others are read as if they were alone
+    short = [prompt.cut(2 if long else None) for prompt, long in zip(task.prompts, too_long, strict=True)]
+    states, pooled = _encode(encoder, tokenizer, dataclasses.replace(task, prompts=short), table)  # as if alone
     chosen = torch.tensor(too_long, device=states.device)
     states = torch.where(chosen[:, None, None], stretched, states)
-    return states, None if plain_pooled is None else torch.where(chosen[:, None], stretched_pooled, plain_pooled)
+    return states, None if pooled is None else torch.where(chosen[:, None], stretched_pooled, pooled)
 
 
-def _read(encoder, tokenizer, prompts, lengths, layers, overflow, pooled, table):
+def _encode(
+    encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTask, table: int | None
+) -> tuple[Tensor, Tensor | None]:
     """[`encode`] for an encoder of `table` positions, None for any number."""
-    total = max(lengths)
-    width = total if table is None else min(table, total)
-    windows = [_windows(prompt, tokenizer, width - 2, overflow) for prompt in prompts]
-    output = _forward(encoder, tokenizer, [window for of_prompt in windows for window in of_prompt], width, lengths)
+    width = task.total if table is None else min(table, task.total)
+    windows = task.windows(None if table is None else width - 2)
+    output = _forward(encoder, tokenizer, task, windows, width)
 
     counts = [len(of_prompt) for of_prompt in windows]
-    layer_of = [layer for layer, count in zip(layers, counts, strict=True) for _ in range(count)]
+    layer_of = [layer for layer, count in zip(task.layers, counts, strict=True) for _ in range(count)]
     states = torch.stack([output.hidden_states[layer][row] for row, layer in enumerate(layer_of)])
     states = torch.stack(
         [
-            rows.flatten(0, 1)[_places([len(window) for window in of_prompt], width, total)]
+            rows.flatten(0, 1)[_places([len(window) for window in of_prompt], width, task.total)]
             for rows, of_prompt in zip(states.split(counts), windows, strict=True)
         ]
     )
-    states = states * _weights(prompts, lengths).to(states)[..., None]
+    states = states * _weights(task).to(states)[..., None]
     vectors = getattr(output, "text_embeds", None)
     if vectors is not None:
-        vectors = torch.stack([_pool(rows, pooled) for rows in vectors.split(counts)])
+        vectors = torch.stack([_pool(rows, task.pooled) for rows in vectors.split(counts)])
     return states, vectors
 
 
-def _windows(prompt: TokenizedPrompt, tokenizer: CLIPTokenizer, size: int, overflow: str) -> list[list[int]]:
-    """The ids of each sequence that an encoder with room for `size` tokens reads `prompt` in."""
-    if len(prompt.ids) <= size or overflow != "windows":
-        return [prompt.ids[:size]]
-    tokens = tokenizer.convert_ids_to_tokens(prompt.ids)
-    return [prompt.ids[window.start : window.stop] for window in split_windows(tokens, size, prompt.breaks)]
-
-
-def _forward(encoder, tokenizer, windows: list[list[int]], width: int, lengths: Sequence[int]):
-    """Run `encoder` on `windows`, each between BOS and EOS and padded to `width`."""
+def _forward(encoder, tokenizer: CLIPTokenizer, task: EncodingTask, windows: list[list[range]], width: int):
+    """Run `encoder` on all windows, each between BOS and EOS and padded to `width`."""
     device = get_module_execution_device(encoder)
-    ids = torch.full((len(windows), width), tokenizer.pad_token_id)
-    for row, window in zip(ids, windows, strict=True):
-        row[: len(window) + 2] = torch.tensor([tokenizer.bos_token_id, *window, tokenizer.eos_token_id])
+    count = sum(len(of_prompt) for of_prompt in windows)
+    ids = torch.full((count, width), tokenizer.pad_token_id)
+    lengths: list[int] = []  # of each window, with the pads that the UNet is shown
+    for prompt, length, of_prompt in zip(task.prompts, task.lengths, windows, strict=True):
+        for window in of_prompt:
+            own = [tokenizer.bos_token_id, *prompt.ids[window.start : window.stop], tokenizer.eos_token_id]
+            ids[len(lengths), : len(own)] = torch.tensor(own)
+            lengths.append(length - len(prompt.ids) + len(window))
     table, inputs = table_length(encoder), {}
-    if table is None and min(lengths) < width:  # NTK scaling goes by a prompt's own length
+    if table is None and min(lengths) < width:  # NTK scaling goes by a text's own length
         inputs["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long().to(device)
     elif table is not None and width > table:  # stretched
         inputs["position_ids"] = torch.arange(width, device=device)[None]
@@ -131,10 +151,10 @@ def _places(windows: list[int], width: int, total: int) -> list[int]:
     return [0, *own, *after]
 
 
-def _weights(prompts: Sequence[TokenizedPrompt], lengths: Sequence[int]) -> Tensor:
+def _weights(task: EncodingTask) -> Tensor:
     """What to multiply states by, (prompts, longest length): 1 for BOS, EOS and pads, 0 beyond a prompt's length."""
-    weights = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).float()
-    for row, prompt in zip(weights, prompts, strict=True):
+    weights = (torch.arange(task.total) < torch.tensor(task.lengths)[:, None]).float()
+    for row, prompt in zip(weights, task.prompts, strict=True):
         row[1 : len(prompt.ids) + 1] = torch.tensor(prompt.weights)
     return weights
 

@@ -5,8 +5,9 @@ some of the sentences, in their order, after a BOS. Everything is made of one to
 of a sub-caption and its place in the caption always agree.
 """
 
+import functools
+import itertools
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,18 +15,19 @@ from transformers import PreTrainedTokenizerBase
 
 from .config import CaptionArguments
 
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 MOST_MOVING_CANDIDATES = 3  # partitions that the most-moving choice picks from
 
 
 @dataclass(frozen=True)
 class TokenizedCaption:
-    """Token ids of a caption's sentences, without BOS and EOS."""
+    """Token ids of a caption and, as many as there was room for, of its sentences, without BOS and EOS."""
 
+    whole: list[int]
     sentences: list[list[int]]
 
     @property
     def ids(self) -> list[int]:
+        """Tokens of the sentences."""
         return [token for sentence in self.sentences for token in sentence]
 
     @property
@@ -68,29 +70,32 @@ class CutCaption:
         return max(len(self.short_ids), len(self.long_ids))
 
 
-def split_sentences(caption: str) -> list[str]:
-    """Sentences of `caption`, cut at white space after a full stop, an exclamation or a question mark."""
-    return [sentence for sentence in SENTENCE_END.split(caption.strip()) if sentence]
+@functools.cache
+def ids_of_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of the tokens that can end a sentence, and of those that hold a full stop."""
+    texts = {index: token.removesuffix("</w>") for token, index in tokenizer.get_vocab().items()}
+    ends = frozenset(index for index, text in texts.items() if text.endswith((".", "!", "?")))
+    return ends, frozenset(index for index, text in texts.items() if "." in text)
 
 
 def tokenize_sentences(caption: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> TokenizedCaption:
-    """Tokenize `caption` sentence by sentence, as many whole sentences as fit into `limit` tokens.
+    """Tokenize `caption` once, and take as many of its whole sentences as fit into `limit` tokens.
 
-    CLIP's BPE never joins words, so the sentences' ids are those of the caption; where a tokenizer does see them
-    differently, the caption stays in one piece. A first sentence that is too long by itself is cut.
+    A sentence ends with a full stop, an exclamation or a question mark that white space follows. A first sentence that
+    is too long by itself is cut.
     """
-    texts = split_sentences(caption)
-    whole, *sentences = tokenizer([caption, *texts], add_special_tokens=False, verbose=False).input_ids
-    if [token for sentence in sentences for token in sentence] != whole:
-        sentences = [whole]
+    encoding = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoding.input_ids, encoding.offset_mapping
+    ends, _ = ids_of_tokens(tokenizer)
     kept: list[list[int]] = []
-    room = limit
-    for sentence in filter(None, sentences):
-        if len(sentence) > room:
-            break
-        kept.append(sentence)
-        room -= len(sentence)
-    return TokenizedCaption(kept or [whole[:limit]])
+    start = 0
+    for place in range(1, len(ids) + 1):
+        if place == len(ids) or (ids[place - 1] in ends and offsets[place][0] > offsets[place - 1][1]):
+            if place > limit:
+                break
+            kept.append(ids[start:place])
+            start = place
+    return TokenizedCaption(ids, kept or [ids[:limit]])
 
 
 def partition(order: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -115,8 +120,8 @@ class CaptionCutter:
         window: tokens that the teacher can read, with BOS and EOS.
         short: what the short text is: "cut" (the caption cut anywhere at `window`, as published), "prefix" (the same
             half of the time, else only its first 1, 2, … tokens: people's prompts are short and seldom end in a full
-            stop), "first-sentence" (the text before the first full stop) or "random-subset" (random sentences, the
-            first left out).
+            stop), "first-sentence" (the tokens before the first that holds a full stop) or "random-subset" (random
+            sentences, the first left out).
         sub_captions: "subsets", "windows", "both" or "none".
         candidates: how many times every far sentence is covered by subsets, to choose from.
     """
@@ -145,9 +150,9 @@ class CaptionCutter:
         generator = random.Random(f"{self.seed}-{index}-{draw}")  # strings seed alike on every machine
         tokenized = tokenize_sentences(caption, self.tokenizer, self.length - 2)
         return CutCaption(
-            short_ids=self.enclose(self.short_tokens(caption, tokenized, generator)[: self.window - 2]),
+            short_ids=self.enclose(self.short_tokens(tokenized, generator)[: self.window - 2]),
             long_ids=self.enclose(tokenized.ids),
-            sub_captions=self.cut_far(tokenized, generator) if self.sub_captions != "none" else [],
+            sub_captions=self.cut_far(caption, tokenized, generator),
         )
 
     def enclose(self, ids: list[int]) -> list[int]:
@@ -158,27 +163,28 @@ class CaptionCutter:
         ends = [place + len(ids) for place, ids in zip(tokenized.places, tokenized.sentences, strict=True)]
         return max(1, sum(end <= self.window - 1 for end in ends))
 
-    def short_tokens(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
+    def short_tokens(self, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
         if self.short in ("cut", "prefix"):
-            ids = self.tokenizer(caption, add_special_tokens=False, verbose=False).input_ids[: self.window - 2]
+            ids = tokenized.whole[: self.window - 2]
             whole = self.short == "cut" or generator.random() < 0.5
             return ids if whole else ids[: generator.randint(1, max(1, len(ids)))]
         if self.short == "first-sentence":
-            return self.tokenizer(caption.split(".")[0], add_special_tokens=False, verbose=False).input_ids
+            _, stops = ids_of_tokens(self.tokenizer)
+            return list(itertools.takewhile(lambda token: token not in stops, tokenized.whole))
         sentences = tokenized.sentences
         others = list(range(1, len(sentences))) or [0]
         generator.shuffle(others)
         chosen = partition(others, [len(ids) for ids in sentences], self.window - 2)[0]
         return [token for sentence in chosen for token in sentences[sentence]]
 
-    def cut_far(self, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:
+    def cut_far(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:
         """Sub-captions of a caption that is longer than the window: its prefix, then those that cover the rest.
 
         Sentences inside the prefix window are matched there alone, where the teacher has all that precedes them; in
         the other sub-captions they are context.
         """
         near, count = self.near_sentences(tokenized), len(tokenized.sentences)
-        if near == count:
+        if near == count or self.sub_captions == "none":
             return []
         groups: list[list[int]] = []
         lengths = [len(ids) for ids in tokenized.sentences]

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tulip_diffusion.training.captions import CaptionCutter, partition, split_sentences, tokenize_sentences
+from tulip_diffusion.tokenization import load_tokenizer
+from tulip_diffusion.training.captions import CaptionCutter, partition, tokenize_sentences
 
 from .conftest import make_caption
 
@@ -101,8 +104,29 @@ def test_a_partition_keeps_every_sentence_once_and_fits_the_room(lengths, order)
         assert len(group) == 1 or sum(lengths[number] for number in group) <= 75
 
 
-def test_sentences_end_at_white_space_after_a_stop():
-    assert split_sentences(" One.  Two!\nThree? 3.5 m. ") == ["One.", "Two!", "Three?", "3.5 m."]
+@pytest.mark.parametrize("caption", [make_caption(0, 16), " One.  Two!\nThree? 3.5 m. ", *ODD])
+@pytest.mark.parametrize("clean", [False, True])
+def test_sentences_end_at_white_space_after_a_stop(caption, clean):
+    tokenizer = load_tokenizer(clean=clean)
+    texts = [text for text in re.split(r"(?<=[.!?])\s+", caption.strip()) if text]
+    expected = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
+    assert tokenize_sentences(caption, tokenizer, 10_000).sentences == expected
+
+
+def test_a_first_sentence_that_is_too_long_is_cut_and_later_ones_are_left_out(tokenizer):
+    caption = "One two three four. Five six. Seven."
+    ids = tokenizer(caption, add_special_tokens=False).input_ids
+    assert tokenize_sentences(caption, tokenizer, 3).ids == ids[:3]
+    assert tokenize_sentences(caption, tokenizer, 9).ids == ids[:8]
+
+
+@pytest.mark.parametrize("short", ["cut", "prefix", "first-sentence", "random-subset"])
+def test_a_caption_is_tokenized_once(tokenizer, short, monkeypatch):
+    calls = []
+    tokenize = type(tokenizer)._encode_plus
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", lambda *a, **k: calls.append(a) or tokenize(*a, **k))
+    CaptionCutter(tokenizer, 248, short=short)(make_caption(0, 16), 0)
+    assert len(calls) == 1
 
 
 def test_a_length_below_the_window_is_refused(tokenizer):

@@ -7,7 +7,6 @@ student would learn from a teacher that cannot know the answer.
 
 import argparse
 import random
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -19,10 +18,8 @@ from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.training import loading
 from tulip_diffusion.training.captions import (
     CaptionCutter,
-    CutCaption,
     SubCaption,
     TokenizedCaption,
-    tokenize_sentences,
 )
 from tulip_diffusion.training.config import DistillArguments
 from tulip_diffusion.training.distill import Distillation
@@ -49,19 +46,11 @@ def needed_sentences(caption: Caption) -> list[set[int]]:
 class ReferenceCutter(CaptionCutter):
     """Cuts captions of the world so that what the teacher is asked for is in what it reads."""
 
-    def __call__(self, caption: str, index: int, draw: int = 0) -> CutCaption:
-        cut = super().__call__(caption, index, draw)
-        tokenized = tokenize_sentences(caption, self.tokenizer, self.length - 2)
-        if self.near_sentences(tokenized) == len(tokenized.sentences):
-            return cut  # the teacher can read all of it
-        generator = random.Random(f"{self.seed}-{index}-{draw}-references")
-        needed = needed_sentences(parse_caption(caption))
-        return replace(cut, sub_captions=self.cut_needed(tokenized, needed, generator))
-
-    def cut_needed(
-        self, tokenized: TokenizedCaption, needed: list[set[int]], generator: random.Random
-    ) -> list[SubCaption]:
+    def cut_far(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:
         near, count = self.near_sentences(tokenized), len(tokenized.sentences)
+        if near == count:
+            return []  # the teacher can read all of it
+        needed = needed_sentences(parse_caption(caption))
         groups: list[set[int]] = [set()]
         for sentence in generator.sample(range(near, count), count - near):
             if self.fits(tokenized, groups[-1] | needed[sentence]):

@@ -12,7 +12,7 @@ from tulip_diffusion.models.positions import LONGCLIP_KEEP
 
 from .batches import long_batch, pad_ids, padding_id
 from .captions import CaptionCutter
-from .config import FinetuneArguments, LongCLIPArguments
+from .config import FinetuneArguments, LongCLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components
@@ -83,18 +83,26 @@ class LongCLIP(ContrastiveStage):
 
 
 def finetune_clip(
-    towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments: FinetuneArguments
+    towers: ClipTowers,
+    tokenizer: PreTrainedTokenizerBase,
+    data: CaptionData,
+    arguments: FinetuneArguments,
+    sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
     """Fine-tune both towers of `towers` in place, write them to `arguments.output_dir`, and return the text tower."""
     accelerator = build_accelerator(arguments)
-    run_stage(Finetuning(towers, tokenizer, data, arguments), arguments, accelerator)
+    run_stage(Finetuning(towers, tokenizer, data, arguments), arguments, accelerator, sources)
     return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)
 
 
 def long_clip(
-    towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments: LongCLIPArguments
+    towers: ClipTowers,
+    tokenizer: PreTrainedTokenizerBase,
+    data: CaptionData,
+    arguments: LongCLIPArguments,
+    sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
     """Train Long-CLIP from `towers`, in place, write it to `arguments.output_dir`, and return its text tower."""
     accelerator = build_accelerator(arguments)
-    run_stage(LongCLIP(towers, tokenizer, data, arguments), arguments, accelerator)
+    run_stage(LongCLIP(towers, tokenizer, data, arguments), arguments, accelerator, sources)
     return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)

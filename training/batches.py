@@ -17,6 +17,9 @@ from .stage import Chunk
 
 Batch = dict[str, Tensor]
 
+BUCKET_SHARE = 0.8  # of a bucket's longest text, that the others have at least
+BUCKET_TOKENS = 1024  # that a bucket holds at least, because many small ones cost more than their pads
+
 
 class CutRow(NamedTuple):
     """One caption, cut for one of its draws."""
@@ -97,33 +100,51 @@ def long_batch(cuts: Sequence[CutCaption], pad_id: int, rows: Sequence[int]) -> 
     }
 
 
-def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Batch:
-    """All sub-captions of a chunk, and for every matched token where it stands in both texts.
+def padded_buckets(texts: Sequence[Sequence[int]], pad_id: int) -> tuple[list[Tensor], list[int]]:
+    """Texts of like length padded together, and where each one starts when all buckets are laid end to end."""
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number]), reverse=True)
+    buckets: list[Tensor] = []
+    starts, laid = [0] * len(texts), 0
+    while order:
+        longest = len(texts[order[0]])
+        count = sum(len(texts[number]) >= BUCKET_SHARE * longest for number in order)
+        count = min(len(order), max(count, BUCKET_TOKENS // longest))
+        for number in order[:count]:
+            starts[number] = laid
+            laid += longest
+        buckets.append(pad_ids([texts[number] for number in order[:count]], pad_id))
+        order = order[count:]
+    return buckets, starts
 
-    Tokens of one piece, a sentence in one sub-caption, share a `piece` number; pieces that hold the same sentence
-    share a `sentence` number. `alone_ids` and `alone_positions` are each piece without its context, where it stood.
+
+def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Chunk:
+    """All sub-captions of a chunk in buckets of like length, and where every matched token stands in both texts.
+
+    `token_at` counts from the first bucket's first token to the last one's last, pads included. Tokens of one piece,
+    a sentence in one sub-caption, share a `piece` number; pieces that hold the same sentence share a `sentence`
+    number. `alone_ids` and `alone_positions` are each piece without its context, where it stood.
     """
     subs = [(row, sub) for row, cut in enumerate(cuts) for sub in cut.sub_captions]
-    tokens: dict[str, list[int]] = {name: [] for name in ("row", "place", "sub", "start", "piece", "offset")}
+    tokens: dict[str, list[int]] = {name: [] for name in ("row", "place", "at", "piece", "offset")}
     sentences: dict[tuple[int, int], int] = {}
     piece_sentence: list[int] = []
     alone_ids: list[list[int]] = []
     alone_positions: list[list[int]] = []
-    for number, (row, sub) in enumerate(subs):
+    buckets, starts = padded_buckets([sub.input_ids for _, sub in subs], pad_id)
+    for (row, sub), first in zip(subs, starts, strict=True):
         for piece in sub.pieces:
             stands = range(piece.start, piece.start + piece.count)
             tokens["row"] += [row] * piece.count
             tokens["place"] += range(piece.place, piece.place + piece.count)
-            tokens["sub"] += [number] * piece.count
-            tokens["start"] += stands
+            tokens["at"] += range(first + piece.start, first + piece.start + piece.count)
             tokens["piece"] += [len(piece_sentence)] * piece.count
             tokens["offset"] += range(1, piece.count + 1)
             piece_sentence.append(sentences.setdefault((row, piece.place), len(sentences)))
             alone_ids.append([sub.input_ids[0], *(sub.input_ids[place] for place in stands)])
             alone_positions.append([0, *stands])
-    batch = {f"token_{name}": torch.tensor(values, dtype=torch.long) for name, values in tokens.items()}
+    batch: Chunk = {f"token_{name}": torch.tensor(values, dtype=torch.long) for name, values in tokens.items()}
     if subs:
-        batch["sub_ids"] = pad_ids([sub.input_ids for _, sub in subs], pad_id)
+        batch["sub_ids"] = buckets
         batch["piece_sentence"] = torch.tensor(piece_sentence)
         batch["alone_ids"] = pad_ids(alone_ids, pad_id)
         batch["alone_positions"] = pad_ids(alone_positions, 0)

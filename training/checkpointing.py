@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from accelerate.logging import get_logger
 
 logger = get_logger(__name__)
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -82,25 +84,34 @@ def load_checkpoint(accelerator: Accelerator, output_dir: Path, resume: str) -> 
 
 
 class StopSignal:
-    """Notices SIGTERM, so that the loop can save before it goes. Signals reach the main thread alone."""
+    """Notices SIGTERM and Ctrl-C, so that the loop can save before it goes; a second one ends the process at once.
+
+    Signals reach the main thread alone, so in any other thread nothing is noticed.
+    """
 
     def __enter__(self) -> "StopSignal":
-        self.received = False
-        self.in_main_thread = threading.current_thread() is threading.main_thread()
-        if self.in_main_thread:
-            self.previous = signal.signal(signal.SIGTERM, self.note)
+        self.received = 0
+        self.previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self.note) for number in STOP_SIGNALS}
         return self
 
-    def note(self, signum, frame) -> None:
-        self.received = True
+    def note(self, number: int, frame: Any) -> None:
+        self.received = number
+        signal.signal(number, self.previous[number])
 
     def __exit__(self, *exception) -> None:
-        if self.in_main_thread:
-            signal.signal(signal.SIGTERM, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
-    def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was told to stop; all of them get the same answer."""
+    def agreed(self, accelerator: Accelerator) -> int:
+        """The signal that any process was told to stop by, 0 without one; all of them get the same answer."""
         if accelerator.num_processes == 1:
             return self.received
-        received = torch.tensor(float(self.received), device=accelerator.device)
-        return accelerator.reduce(received, reduction="sum").item() > 0
+        return int(accelerator.gather(torch.tensor([self.received], device=accelerator.device)).max())
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """For a loader's workers: the terminal sends them Ctrl-C too, and the step they work on is still wanted."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """`tulip-diffusion train …`: flags made of the stages' dataclasses, and what each stage is started with."""
 
 import argparse
+import os
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -58,16 +59,25 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
     """Load what the flags name and run `stage`."""
     arguments = pick(STAGES[stage][0], namespace)
     sources = pick(Sources, namespace)
-    check_places(stage, arguments, sources)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # else the others would wait for a process that is refused here
+        check_places(stage, arguments, sources)
 
     import torch
     from accelerate import PartialState
 
+    from .failures import ending_together
+
+    PartialState(cpu=not torch.accelerator.is_available())  # so that a wrong launch fails at once
+    with ending_together():
+        start(stage, arguments, sources)
+
+
+def start(stage: str, arguments: Any, sources: Sources) -> None:
     from tulip_diffusion.data import open_captions
 
     from . import loading as load
 
-    PartialState(cpu=not torch.accelerator.is_available())  # so that a wrong launch fails at once
+    check_places(stage, arguments, sources)
     data = open_captions(
         sources.data,
         sources.data_format,
@@ -82,7 +92,7 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
         from .distill import distill
 
         teacher = load.text_encoder(sources.teacher, sources.hidden_act)
-        distill(teacher, tokenizer, data, arguments, student)
+        distill(teacher, tokenizer, data, arguments, student, sources)
         return
     towers = load.clip(sources.teacher, sources.hidden_act)
     if stage == "expand":
@@ -90,16 +100,16 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
 
         if student is None:
             raise ValueError("train expand goes on from stage 1: name its output folder with --student.")
-        expand(towers, tokenizer, data, arguments, student)
+        expand(towers, tokenizer, data, arguments, student, sources)
     elif stage == "finelip":
         from .finelip import finelip
 
-        finelip(towers, tokenizer, data, arguments, student)
+        finelip(towers, tokenizer, data, arguments, student, sources)
     else:
         from .baselines import finetune_clip, long_clip
 
         baseline = finetune_clip if stage == "finetune-clip" else long_clip
-        baseline(towers, tokenizer, data, arguments)
+        baseline(towers, tokenizer, data, arguments, sources)
 
 
 def check_places(stage: str, arguments: Any, sources: Sources) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
@@ -25,7 +26,7 @@ from tulip_diffusion.models.checkpoints import ClipTowers
 from .captions import CaptionCutter
 from .config import ContrastiveArguments
 from .stage import Chunk, Figures, Stage
-from .student import StudentReader, TextStates, prepare_tower, unprefixed
+from .student import StudentReader, TextStates, check_vocabulary, origins_of, prepare_tower, unprefixed
 from .towers import PairRows, image_processor, join_positions, save_image_tower
 
 LOGIT_SCALE_LIMIT = math.log(100)  # CLIP's clamp
@@ -63,6 +64,14 @@ class TwoTowers(nn.Module):
         self.reader = StudentReader(text)  # type: ignore[arg-type]
         self.image = image
         self.logit_scale = nn.Parameter(torch.tensor([logit_scale]))  # one row: FSDP cannot shard a scalar
+        self.mean, self.std = (
+            nn.Buffer(255 * torch.tensor(values)[:, None, None], persistent=False)
+            for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
+
+    def normalised(self, pixel_values: Tensor) -> Tensor:
+        """Whole numbers from 0 to 255 as CLIP's image tower takes them; fractions are taken as normalised already."""
+        return pixel_values if pixel_values.is_floating_point() else (pixel_values - self.mean) / self.std
 
     def forward(
         self,
@@ -71,7 +80,7 @@ class TwoTowers(nn.Module):
         long_ids: Tensor | None = None,
         long_mask: Tensor | None = None,
     ) -> Reading:
-        image_embeds = self.image(pixel_values).image_embeds
+        image_embeds = self.image(self.normalised(pixel_values)).image_embeds
         return Reading(image_embeds, self.reader(short_ids, long_ids, long_mask), self.logit_scale.exp())
 
 
@@ -97,6 +106,8 @@ class ContrastiveStage(Stage):
     ):
         if towers.image_encoder is None or towers.logit_scale is None:
             raise ValueError(f"{self.name} compares texts with images, but the teacher is a text encoder alone.")
+        self.origins = origins_of(teacher=towers.text_encoder, student=text, tokenizer=tokenizer)
+        check_vocabulary(tokenizer, towers.text_encoder, text)  # type: ignore[arg-type]
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
         self.text, self.image = text, towers.image_encoder
         for tower, name in ((self.text, "text"), (self.image, "image")):

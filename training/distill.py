@@ -25,11 +25,21 @@ from tulip_diffusion.provenance import weights_hash
 
 from .batches import CutRow, CutRows, long_batch, padding_id, short_batch, sub_caption_batch
 from .captions import CaptionCutter, caption_cutter
-from .config import DistillArguments
+from .config import DistillArguments, Sources
 from .loop import build_accelerator, run_stage, total_steps
 from .losses import POOLED_LOSSES
 from .stage import Chunk, Figures, Stage
-from .student import StudentReader, hidden_figures, new_student, prepare_tower, refuse_shared_weights, unprefixed
+from .student import (
+    StudentReader,
+    check_vocabulary,
+    hidden_figures,
+    new_student,
+    note_length,
+    origins_of,
+    prepare_tower,
+    refuse_shared_weights,
+    unprefixed,
+)
 from .teacher import Targets, Teacher
 from .teacher_cache import TeacherCache, hash_parts
 
@@ -85,7 +95,9 @@ class Distillation(Stage):
     ):
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
         self.paper = arguments.objective == "paper"
+        self.origins = origins_of(teacher=teacher, tokenizer=tokenizer, **({"student": student} if student else {}))
         self.student = student or new_student(teacher, arguments)
+        check_vocabulary(tokenizer, teacher, self.student)
         refuse_shared_weights(self.student, teacher)
         prepare_tower(self.student, arguments)
         self.student.get_input_embeddings().requires_grad_(not arguments.freeze_token_embedding)
@@ -95,8 +107,7 @@ class Distillation(Stage):
         self.cutter = self.build_cutter()
         with_long = not self.paper and arguments.length > self.teacher.window
         if with_long:
-            for config in (self.student.config, self.student.text_model.config):
-                config.max_position_embeddings = arguments.length  # for RoPE, the tokens that it was trained for
+            note_length(self.student, arguments.length)
         self.draws = 1 if self.paper else arguments.subset_draws
         self.rows = CutRows(data, self.cutter, self.draws)
         self.collate: DistillCollate = DistillCollate(
@@ -210,6 +221,7 @@ def distill(
     data: CaptionData,
     arguments: DistillArguments,
     student: TulipTextModelWithProjection | None = None,
+    sources: Sources | None = None,
 ) -> TulipTextModelWithProjection:
     """Run stage 1, write the encoder to `arguments.output_dir` and return it.
 
@@ -218,5 +230,5 @@ def distill(
     """
     accelerator = build_accelerator(arguments)
     stage = Distillation(teacher, student, tokenizer, data, arguments)
-    run_stage(stage, arguments, accelerator)
+    run_stage(stage, arguments, accelerator, sources)
     return stage.student

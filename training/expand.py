@@ -21,7 +21,7 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
 from .batches import long_batch, padding_id, short_batch, sub_caption_batch
 from .captions import caption_cutter
-from .config import ExpandArguments
+from .config import ExpandArguments, Sources
 from .contrastive import ContrastiveStage, Features, Reading
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
@@ -140,8 +140,9 @@ def expand(
     data: CaptionData,
     arguments: ExpandArguments,
     student: TulipTextModelWithProjection,
+    sources: Sources | None = None,
 ) -> TulipTextModelWithProjection:
     """Run stage 2 on `student`, write it and the image tower to `arguments.output_dir`, and return it."""
     accelerator = build_accelerator(arguments)
-    run_stage(Expansion(towers, student, tokenizer, data, arguments), arguments, accelerator)
+    run_stage(Expansion(towers, student, tokenizer, data, arguments), arguments, accelerator, sources)
     return student

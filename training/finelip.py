@@ -33,12 +33,12 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
 from .batches import long_batch, padding_id, short_batch, sub_caption_batch
 from .captions import caption_cutter
-from .config import FineLIPArguments
+from .config import FineLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features, TwoTowers
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
 from .stage import Chunk, Figures
-from .student import TextStates, hidden_figures, refuse_shared_weights, unprefixed
+from .student import TextStates, hidden_figures, note_length, refuse_shared_weights, unprefixed
 from .teacher import Teacher
 from .towers import Pair, pair_batch, stretch_positions
 
@@ -89,7 +89,7 @@ class FineTowers(TwoTowers):
         encoder = self.reader.student
         long = encoder(long_ids, attention_mask=long_mask, output_hidden_states=True)
         image, text = self.refinement(
-            project_image(self.image, pixel_values),  # type: ignore[arg-type]
+            project_image(self.image, self.normalised(pixel_values)),  # type: ignore[arg-type]
             project_text(encoder, long.last_hidden_state, long_ids),
         )
         states = None
@@ -137,6 +137,8 @@ class FineAlignment(ContrastiveStage):
         self.anchored = arguments.anchor_weight > 0 and arguments.train != "image"
         text = student if student is not None else copy.deepcopy(towers.text_encoder)
         refuse_shared_weights(text, towers.text_encoder)
+        if student is not None:
+            note_length(student, arguments.length)
         if student is None:
             stretch_positions(text, freeze=LONGCLIP_KEEP, keep=LONGCLIP_KEEP)
             if arguments.length > text.config.max_position_embeddings:
@@ -215,11 +217,12 @@ def finelip(
     data: CaptionData,
     arguments: FineLIPArguments,
     student: TulipTextModelWithProjection | None = None,
+    sources: Sources | None = None,
 ) -> FineLIP:
     """Train FineLIP, write towers and refinement to `arguments.output_dir`, and return what was written.
 
     `student` trains in place; without one, a stretched copy of `towers`' text encoder does.
     """
     accelerator = build_accelerator(arguments)
-    run_stage(FineAlignment(towers, student, tokenizer, data, arguments), arguments, accelerator)
+    run_stage(FineAlignment(towers, student, tokenizer, data, arguments), arguments, accelerator, sources)
     return load_finelip(arguments.output_dir)

@@ -1,8 +1,10 @@
 """The one loop that every stage runs in, on accelerate: one CPU, many GPUs, FSDP or DeepSpeed alike."""
 
+import importlib.util
 import json
 import math
-import os
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,19 +23,38 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from tulip_diffusion.data import SkippedRows
+from tulip_diffusion.files import write_text
 
 from .batches import StepCollate
-from .checkpointing import StopSignal, load_checkpoint, refuse_old_checkpoints, save_checkpoint
-from .config import LoopArguments
+from .checkpointing import (
+    StopSignal,
+    leave_signals_to_the_main_process,
+    load_checkpoint,
+    refuse_old_checkpoints,
+    save_checkpoint,
+)
+from .config import LoopArguments, Sources
+from .failures import ending_together
 from .sampler import ShuffledSteps
-from .saving import write_product
+from .saving import describe_product, write_product
 from .stage import Chunk, Stage
 
 logger = get_logger(__name__)
 
 
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
 def build_accelerator(arguments: LoopArguments) -> Accelerator:
-    """An accelerator that accumulates over the chunks of one step."""
+    """An accelerator that accumulates over the chunks of one step.
+
+    Raises:
+        ImportError: the package of the experiment tracker is missing.
+        ValueError: the processes cannot share a batch evenly.
+    """
+    packages = TRACKERS.get(arguments.report_to, ())
+    if packages and not any(importlib.util.find_spec(package) for package in packages):
+        raise ImportError(f"--report-to {arguments.report_to} needs its package: pip install {packages[0]}")
     AcceleratorState._reset_state()  # an earlier stage in this process may have had another precision
     cpu = not torch.accelerator.is_available()  # without being told, accelerate ignores torchrun on a CPU
     processes = PartialState(cpu=cpu).num_processes
@@ -113,6 +134,7 @@ def build_loader(
             stage.collate, arguments.chunk_size or steps.share, None if deepspeed else arguments.chunk_tokens
         ),
         num_workers=arguments.num_workers,
+        worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator().manual_seed(arguments.seed),  # else starting it would draw from the global state
     )
@@ -130,6 +152,12 @@ class Training:
         self.stage, self.arguments, self.accelerator = stage, arguments, accelerator
         self.output_dir = Path(arguments.output_dir)
         self.total = total_steps(arguments, len(stage.data))
+        if arguments.warmup_steps >= self.total:
+            logger.warning(
+                "The warm-up of %d steps is not shorter than the run of %d: the learning rate never falls.",
+                arguments.warmup_steps,
+                self.total,
+            )
         optimizer = build_optimizer(stage.module, arguments, stage.learning_rates())
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.module, self.optimizer = accelerator.prepare(stage.module, optimizer)
@@ -151,7 +179,7 @@ class Training:
     def run(self) -> dict[str, float]:
         """Train from the checkpoint or the start to the last step; returns the last step's figures.
 
-        SIGTERM saves a checkpoint and ends the process with status 0.
+        SIGTERM and Ctrl-C save a checkpoint and end the process with status 128 + the signal's number.
         """
         accelerator, arguments = self.accelerator, self.arguments
         if accelerator.is_main_process:
@@ -164,21 +192,30 @@ class Training:
         steps = iter(build_loader(self.stage, arguments, accelerator, first, self.total))
         figures = progress.get("figures", {})
         bar = tqdm(total=self.total, initial=first, desc=self.stage.name, disable=not accelerator.is_main_process)
+        done, stopped = first, 0
         with StopSignal() as stop, bar:
-            for step in range(first, self.total):
+            while done < self.total and not stopped:
                 started = time.perf_counter()
                 batch = self.receive(next(steps))
-                figures = self.step(step, batch)
-                self.report(step, figures, batch, time.perf_counter() - started, bar)
-                done, stopped = step + 1, stop.agreed(accelerator)
+                figures = self.step(done, batch)
+                self.report(done, figures, batch, time.perf_counter() - started, bar)
+                done, stopped = done + 1, stop.agreed(accelerator)
                 if stopped or done % arguments.save_every == 0 or done == self.total:
                     progress = self.order | {"seen": self.seen, "skipped": self.skipped.skipped, "figures": figures}
                     save_checkpoint(accelerator, self.output_dir, done, progress, arguments.keep_last)
-                if stopped and done < self.total:
-                    logger.info("Stopped at step %d on SIGTERM; --resume auto goes on from there.", done)
-                    raise SystemExit(0)
+        if done < self.total:
+            self.say_where_it_stopped(done, stopped)
+            raise SystemExit(128 + stopped)
         self.skipped.check(self.seen + self.skipped.skipped)
         return figures
+
+    def say_where_it_stopped(self, step: int, number: int) -> None:
+        cause = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.accelerator.print(
+            f"Stopped by {cause} at step {step} of {self.total}, which is saved in {self.output_dir / 'checkpoints'}. "
+            "The same command with --resume auto goes on from there.",
+            file=sys.stderr,
+        )
 
     @property
     def order(self) -> dict[str, int]:
@@ -260,9 +297,7 @@ class Training:
             return
         lines = path.read_text().splitlines() if first and path.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] <= first]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(line + "\n" for line in kept))
 
     def report(self, step: int, figures: dict[str, float], batch: list[Chunk], seconds: float, bar: tqdm) -> None:
         if not self.accelerator.is_main_process:
@@ -285,19 +320,26 @@ class Training:
         return self.accelerator.get_state_dict(self.module)
 
 
-def run_stage(stage: Stage, arguments: LoopArguments, accelerator: Accelerator | None = None) -> dict[str, float]:
-    """Train `stage` and write its product to `arguments.output_dir`. Returns the last step's figures."""
+def run_stage(
+    stage: Stage, arguments: LoopArguments, accelerator: Accelerator | None = None, sources: Sources | None = None
+) -> dict[str, float]:
+    """Train `stage` and write its product to `arguments.output_dir`. Returns the last step's figures.
+
+    `sources` says in run.json and on the model card where models and captions came from.
+    """
     accelerator = accelerator or build_accelerator(arguments)
-    if arguments.report_to != "none":
-        plain = {k: v for k, v in asdict(arguments).items() if isinstance(v, int | float | str | bool)}
-        accelerator.init_trackers("tulip-diffusion", config=plain)
-    refuse_old_checkpoints(Path(arguments.output_dir), arguments.resume)
-    stage.begin(accelerator)
-    training = Training(stage, arguments, accelerator)
-    figures = training.run()
-    weights = training.weights()
-    if accelerator.is_main_process:
-        write_product(stage, arguments, weights, figures, training.skipped)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    with ending_together():
+        if arguments.report_to != "none":
+            plain = {k: v for k, v in asdict(arguments).items() if isinstance(v, int | float | str | bool)}
+            accelerator.init_trackers("tulip-diffusion", config=plain)
+        refuse_old_checkpoints(Path(arguments.output_dir), arguments.resume)
+        stage.begin(accelerator)
+        training = Training(stage, arguments, accelerator)
+        figures = training.run()
+        weights = training.weights()
+        if accelerator.is_main_process:
+            write_product(stage, arguments, sources, weights, figures, training.skipped)
+            print(describe_product(Path(arguments.output_dir)))
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
     return figures

@@ -12,47 +12,59 @@ import torch
 from torch import Tensor
 
 from tulip_diffusion.data import SkippedRows
+from tulip_diffusion.models.finelip import FOLDER as FINELIP_FOLDER
+from tulip_diffusion.models.positions import TULIP_MODEL_TYPE
 from tulip_diffusion.provenance import commit
 
-from .config import LoopArguments
+from .config import LoopArguments, Sources
 from .stage import Stage
 
 CARD = """---
 library_name: diffusers
-tags: [tulip, clip, text-encoder, stable-diffusion-xl, long-prompts]
+tags: [{tag}, clip, text-encoder, stable-diffusion-xl, long-prompts]
 ---
 
 # A text encoder trained with `tulip-diffusion train {stage}`
 
-Made from {rows} captions in {steps}, {batch_size} a step. `run.json` holds every flag and the last figures:
+{steps}, {batch_size} captions a step, in {precision}.
 
-| figure | value |
+| made from | |
+|---|---|
+{sources}
+
+| last figure | value |
 |---|---|
 {figures}
 
+`run.json` holds every flag, the commit and what was skipped.
+
+```python
 {use}
+```
 """
+USE_TULIP = """from tulip_diffusion import TulipTextModel
 
-USE_TULIP = """```python
-from tulip_diffusion import TulipTextModel
+text_encoder = TulipTextModel.from_pretrained("this folder")  # for SDXL's first slot"""
+USE_CLIP = """from transformers import CLIPTextModelWithProjection
 
-text_encoder = TulipTextModel.from_pretrained("this folder")  # for SDXL's first slot
-```"""
-USE_CLIP = """```python
-from transformers import CLIPTextModelWithProjection
+text_encoder = CLIPTextModelWithProjection.from_pretrained("this folder")  # reads {length} tokens"""
+USE_FINELIP = """
 
-text_encoder = CLIPTextModelWithProjection.from_pretrained("this folder")
-```"""
+from tulip_diffusion.models.finelip import load_finelip
+
+model = load_finelip("this folder")  # both towers and the refinement, for retrieval"""
+LOCAL_FIELDS = ("data_split", "data_format", "max_bad_share", "hidden_act")  # of Sources, for run.json alone
 
 
 def describe_run(
-    stage: Stage, arguments: LoopArguments, figures: dict[str, float], unreadable: SkippedRows
+    stage: Stage, arguments: LoopArguments, sources: Sources | None, figures: dict[str, float], unreadable: SkippedRows
 ) -> dict[str, Any]:
     """What run.json says; `unreadable` are the images that the first process could not open."""
     from tulip_diffusion import __version__
 
     return {
         "stage": stage.name,
+        "sources": asdict(sources) if sources is not None else stage.origins,
         "arguments": asdict(arguments),
         "data": {
             "rows": len(stage.data),
@@ -65,20 +77,26 @@ def describe_run(
         "commit": commit(),
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "folder": os.getcwd(),  # that relative paths start from
     }
 
 
 def write_product(
-    stage: Stage, arguments: LoopArguments, weights: dict[str, Tensor], figures: dict, unreadable: SkippedRows
+    stage: Stage,
+    arguments: LoopArguments,
+    sources: Sources | None,
+    weights: dict[str, Tensor],
+    figures: dict[str, float],
+    unreadable: SkippedRows,
 ) -> None:
     """Write encoder, run.json and README.md to `arguments.output_dir`, each file whole or not at all."""
     output_dir = Path(arguments.output_dir)
     unfinished = output_dir / "unfinished-product"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    run = describe_run(stage, arguments, figures, unreadable) | stage.save(unfinished, weights)
+    run = describe_run(stage, arguments, sources, figures, unreadable) | stage.save(unfinished, weights)
     (unfinished / "run.json").write_text(json.dumps(run, indent=2, default=str) + "\n")
-    (unfinished / "README.md").write_text(model_card(run, arguments))
+    (unfinished / "README.md").write_text(model_card(unfinished, run, arguments), encoding="utf-8")
     for path in sorted(unfinished.rglob("*")):
         if path.is_file():
             target = output_dir / path.relative_to(unfinished)
@@ -87,14 +105,28 @@ def write_product(
     shutil.rmtree(unfinished)
 
 
-def model_card(run: dict[str, Any], arguments: LoopArguments) -> str:
-    figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in run["figures"].items())
-    steps = f"{arguments.steps} steps" if arguments.steps is not None else f"{arguments.epochs:g} epochs"
+def model_card(folder: Path, run: dict[str, Any], arguments: LoopArguments) -> str:
+    """README.md for what stands in `folder`."""
+    config = json.loads((folder / "config.json").read_text())
+    tulip = config["model_type"] == TULIP_MODEL_TYPE
+    sources = {name: value for name, value in run["sources"].items() if value is not None and name not in LOCAL_FIELDS}
+    sources["captions"] = run["data"]["rows"]
+    use = USE_TULIP if tulip else USE_CLIP.format(length=config["max_position_embeddings"])
     return CARD.format(
+        tag="tulip" if tulip else "long-clip",
         stage=run["stage"],
-        rows=run["data"]["rows"],
-        steps=steps,
+        steps=f"{arguments.steps} steps" if arguments.steps is not None else f"{arguments.epochs:g} epochs",
         batch_size=arguments.batch_size,
-        figures=figures,
-        use=USE_CLIP if run["stage"] in ("finetune-clip", "longclip") else USE_TULIP,
+        precision="float32" if arguments.mixed_precision == "no" else arguments.mixed_precision,
+        sources="\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in sources.items()),
+        figures="\n".join(f"| {name} | {value:.4g} |" for name, value in run["figures"].items()),
+        use=use + (USE_FINELIP if (folder / FINELIP_FOLDER).is_dir() else ""),
     )
+
+
+def describe_product(folder: Path) -> str:
+    """One line that names what a stage left in `folder`."""
+    config = json.loads((folder / "config.json").read_text())
+    beside = [name for name in ("image_encoder", FINELIP_FOLDER) if (folder / name).is_dir()]
+    parts = f", with {' and '.join(f'{name}/' for name in beside)}" if beside else ""
+    return f"{config['architectures'][0]} for {config['max_position_embeddings']} tokens written to {folder}{parts}"

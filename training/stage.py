@@ -27,6 +27,7 @@ class Stage(ABC):
     name: str
     module: nn.Module
     data: CaptionData
+    origins: dict[str, str]  # of models and tokenizer, as far as they know
     rows: Dataset
     collate: Callable[[Sequence[Any]], Chunk]
 

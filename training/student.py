@@ -4,14 +4,14 @@ import copy
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, PreTrainedModel
+from transformers import CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
+from tulip_diffusion.models.positions import eos_token_id
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
 
-from .batches import Batch
 from .config import DistillArguments, LoopArguments
 from .losses import aligned_token_error, relative_squared_error
-from .stage import Figures
+from .stage import Chunk, Figures
 from .teacher import Targets
 
 
@@ -60,6 +60,48 @@ def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
         raise ValueError("The student shares weights with its teacher. Train copy.deepcopy(student) instead.")
 
 
+def note_length(student: TulipTextModelWithProjection, length: int) -> None:
+    """Say in the student's configs that it trains on texts of up to `length` tokens.
+
+    Raises:
+        ValueError: a CoPE student whose tables are shorter.
+    """
+    if student.config.position_encoding == "cope" and student.config.max_position_embeddings < length:
+        raise ValueError(
+            f"This CoPE student counts {student.config.max_position_embeddings} positions, fewer than {length}. "
+            f"Distil it with --length {length}, or train on fewer tokens."
+        )
+    for config in (student.config, student.text_model.config):
+        config.max_position_embeddings = max(length, config.max_position_embeddings)
+
+
+def origins_of(**parts: Any) -> dict[str, str]:
+    """Where models and tokenizers were loaded from, or what they are where they do not know."""
+    return {name: getattr(part, "name_or_path", "") or f"a {type(part).__name__}" for name, part in parts.items()}
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel, student: PreTrainedModel | None = None
+) -> None:
+    """Refuse ids that mean something else to the teacher or to the student.
+
+    Raises:
+        ValueError: the tokenizer has ids that the teacher lacks, ends texts with another one, or the student's table
+            of tokens has another size than the teacher's.
+    """
+    size, eos = teacher.config.vocab_size, eos_token_id(teacher.config)
+    if len(tokenizer) > size or tokenizer.eos_token_id != eos:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and ends texts with id {tokenizer.eos_token_id}, but the "
+            f"teacher knows {size} tokens and ends with {eos}. Name the teacher's own tokenizer with --tokenizer."
+        )
+    if student is not None and student.config.vocab_size != size:
+        raise ValueError(
+            f"The student knows {student.config.vocab_size} tokens and its teacher {size}, so it was made from "
+            "another encoder. Name the teacher that it comes from."
+        )
+
+
 def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: bool = True) -> None:
     """Put `tower` into training mode with master weights in float32, `trained` or frozen as a whole."""
     tower.float().requires_grad_(trained).train()
@@ -68,7 +110,7 @@ def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: boo
         tower.gradient_checkpointing_enable()
 
 
-def hidden_figures(states: TextStates, targets: Targets, batch: Batch) -> Figures:
+def hidden_figures(states: TextStates, targets: Targets, batch: Chunk) -> Figures:
     """The per-token terms: relative squared error of the penultimate states, in short texts and in long ones."""
     assert targets.short_states is not None
     figures = {"short_error": relative_squared_error(states.short_states, targets.short_states).mean()}

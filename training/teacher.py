@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from .batches import Batch
+from .stage import Chunk
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Teacher:
         return self.encoder.config.max_position_embeddings
 
     @torch.no_grad()
-    def targets(self, batch: Batch) -> Targets:
+    def targets(self, batch: Chunk) -> Targets:
         with_states = self.objective == "default"
         short = self.encoder(batch["short_ids"], output_hidden_states=with_states)
         targets = Targets(short.text_embeds.float())
@@ -66,8 +66,9 @@ class Teacher:
         output = self.encoder(input_ids, position_ids=position_ids, output_hidden_states=True)
         return output.hidden_states[-2].float()
 
-    def read_sub_captions(self, batch: Batch, targets: Targets) -> None:
-        targets.token_states = self.penultimate(batch["sub_ids"])[batch["token_sub"], batch["token_start"]]
+    def read_sub_captions(self, batch: Chunk, targets: Targets) -> None:
+        laid = torch.cat([self.penultimate(bucket).flatten(0, 1) for bucket in batch["sub_ids"]])
+        targets.token_states = laid[batch["token_at"]]
         if self.most_moving:
             alone = self.penultimate(batch["alone_ids"], batch["alone_positions"])
             kept = most_moving_tokens(batch, targets.token_states, alone)
@@ -75,7 +76,7 @@ class Teacher:
                 setattr(targets, name, getattr(targets, name)[kept])
 
 
-def most_moving_tokens(batch: Batch, states: Tensor, alone: Tensor) -> Tensor:
+def most_moving_tokens(batch: Chunk, states: Tensor, alone: Tensor) -> Tensor:
     """Mask of the tokens to keep: for each sentence, those of the piece that its context moves most.
 
     `states` (tokens, width) are read within the sub-captions, `alone` (pieces, tokens, width) without any context but

@@ -24,24 +24,28 @@ PROCESSES = multiprocessing.get_context("forkserver")  # the server imports ever
 PROCESSES.set_forkserver_preload(["tulip_diffusion.training.expand", "tulip_diffusion.training.commands"])
 
 
-def train(arguments, environment):
-    """`tulip-diffusion train`, in a process of its own."""
+def train(arguments, environment, errors, start_method):
+    """`tulip-diffusion train`, in a process of its own that writes what it says to a file."""
     os.environ |= ENVIRONMENT | environment
+    with open(errors, "w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    if start_method:  # of the loader's workers: what macOS and Windows use
+        multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(1)
     sys.argv = ["tulip-diffusion", "train", *arguments]
     commands.main()
 
 
-def start(arguments, **environment):
-    process = PROCESSES.Process(target=train, args=(arguments, environment))
+def start(arguments, errors=os.devnull, start_method=None, **environment):
+    process = PROCESSES.Process(target=train, args=(arguments, environment, errors, start_method))
     process.start()
     return process
 
 
-def finish(*processes):
+def finish(*processes, status=0):
     for process in processes:
         process.join(180)
-        assert process.exitcode == 0
+        assert process.exitcode == status
 
 
 @pytest.fixture
@@ -76,10 +80,13 @@ def history(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def start_pair(arguments):
-    """Two processes, as a launcher starts them."""
+def start_pair(arguments, others=None, errors=(os.devnull, os.devnull)):
+    """Two processes, as a launcher starts them; the second one may be given `others`' arguments."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    return [start(arguments, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    return [
+        start(given, errors[rank], **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, given in enumerate((arguments, others or arguments))
+    ]
 
 
 @pytest.mark.parametrize("stage", ["distill", "expand"])
@@ -121,10 +128,16 @@ def test_a_run_that_was_stopped_and_killed_ends_bit_for_bit_like_an_unbroken_one
     finish(start(flags(workplace, "expand", "unbroken", **changes)))
     broken, folder = flags(workplace, "expand", "broken", **changes), workplace / "broken"
 
-    stopped = start(broken)
-    wait_for(stopped, folder, step=4)
-    os.kill(stopped.pid, signal.SIGTERM)
-    finish(stopped)
+    for number, step in ((signal.SIGTERM, 4), (signal.SIGINT, 12)):
+        stopped = start(broken, workplace / "errors")
+        wait_for(stopped, folder, step)
+        os.kill(stopped.pid, number)
+        finish(stopped, status=128 + number)
+        said = (workplace / "errors").read_text().splitlines()[-1]
+        cause = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        at = history(folder)[-1]["step"]
+        assert f"Stopped by {cause} at step {at} of 40" in said and "--resume auto" in said
+        assert (folder / "checkpoints" / f"step-{at:08d}").is_dir()
     assert not (folder / "model.safetensors").exists() and list((folder / "checkpoints").glob("step-*"))
 
     killed = start(broken)
@@ -139,3 +152,32 @@ def test_a_run_that_was_stopped_and_killed_ends_bit_for_bit_like_an_unbroken_one
         expected = load_file(workplace / "unbroken" / tower / "model.safetensors")
         found = load_file(folder / tower / "model.safetensors")
         assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_workers_that_are_not_forked_train_what_forked_ones_do(workplace):
+    for stage in ("distill", "expand"):
+        for method in ("spawn", "fork"):
+            cache = {"teacher_cache": workplace / f"cache-{method}"} if stage == "distill" else {}
+            given = flags(workplace, stage, f"{stage}-{method}", steps=3, num_workers=2, **cache)
+            finish(start(given, start_method=method))
+        assert history(workplace / f"{stage}-spawn") == history(workplace / f"{stage}-fork")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "failing"),
+    [
+        ({"image_root": "nowhere"}, "images in a row could be opened", 1),  # inside the loop
+        ({"data": "nowhere.jsonl"}, "There is no caption data at", 0),  # before it
+        ({"student": "clip"}, "not an encoder that `train distill` made", 1),  # where models are loaded
+    ],
+)
+def test_an_error_in_one_process_ends_all_of_them_with_that_error(workplace, changes, message, failing):
+    errors = [workplace / "errors-0", workplace / "errors-1"]
+    changes = {name: workplace / value for name, value in changes.items()}
+    right, wrong = flags(workplace, "expand", "out"), flags(workplace, "expand", "out", **changes)
+    started = time.monotonic()
+    finish(*start_pair(*((wrong, right) if failing == 0 else (right, wrong)), errors=errors), status=2)
+    assert time.monotonic() - started < 120
+    assert message in errors[failing].read_text()
+    assert f"Process {failing} of 2 failed: " in errors[1 - failing].read_text()
+    assert message in errors[1 - failing].read_text()

@@ -6,6 +6,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tulip_diffusion.data import CaptionData
+from tulip_diffusion.training import batches
 from tulip_diffusion.training.batches import pad_ids, short_batch, sub_caption_batch
 from tulip_diffusion.training.captions import CaptionCutter
 from tulip_diffusion.training.config import DistillArguments
@@ -43,6 +44,24 @@ def test_targets_are_aligned_token_by_token(tokenizer):
     assert len(set(zip(targets.token_row.tolist(), targets.token_place.tolist(), strict=True))) == len(long_ids)
     far = [cut for cut in cuts if cut.sub_captions]
     assert len(long_ids) == sum(len(cut.long_ids) - 2 for cut in far)
+
+
+@pytest.mark.parametrize("tokens", [1, 200, 10**6])
+def test_sub_captions_are_read_in_buckets_of_like_length(tokenizer, teacher, monkeypatch, tokens):
+    """States equal those of one padded batch, however small the buckets are."""
+    captions = [make_caption(number, 4 + 3 * number) for number in range(6)]
+    monkeypatch.setattr(batches, "BUCKET_TOKENS", tokens)
+    cuts, batch = cut_batch(tokenizer, captions)
+    subs = [sub.input_ids for cut in cuts for sub in cut.sub_captions]
+    assert sum(len(bucket) for bucket in batch["sub_ids"]) == len(subs)
+    assert (len(batch["sub_ids"]) == 1) == (tokens == 10**6)
+    if tokens == 1:
+        lengths = [(bucket != tokenizer.eos_token_id).sum(dim=1) + 1 for bucket in batch["sub_ids"]]
+        assert all(length.min() >= 0.8 * length.max() for length in lengths)
+    whole = teacher(pad_ids(subs, 0), output_hidden_states=True).hidden_states[-2]
+    pieces = [(n, piece) for n, sub in enumerate(s for cut in cuts for s in cut.sub_captions) for piece in sub.pieces]
+    expected = torch.cat([whole[n, piece.start : piece.start + piece.count] for n, piece in pieces])
+    torch.testing.assert_close(Teacher(teacher).targets(batch).token_states, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_prefix_windows_targets_are_what_the_teacher_says_of_the_cut_caption(tokenizer, teacher):

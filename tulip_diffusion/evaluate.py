@@ -17,6 +17,7 @@ from .embedded import ASSETS
 EVALUATIONS = {
     "generation": "details drawn right, by token position and by the distance of references",
     "reading": "what can be read off the text states, by position and by distance",
+    "prompts": "published sets of long prompts, drawn and laid out for their own scorers; their scores as tables",
     "retrieval": "captions to images and back: R@1, R@5, R@10 beside the papers' figures",
     "fidelity": "how closely encoders match CLIP, within 77 tokens and beyond",
     "positions": "needles, hard negatives and changed words, by their place in the text",
@@ -24,6 +25,7 @@ EVALUATIONS = {
     "relevance": "how windows of a long caption relate to its image",
     "strips": "the same prompts under several encoders, side by side",
 }
+MODULES = {"prompts": "public"}  # where a command and its module have different names
 ABLATIONS = {
     "ablation": ("ablations", "what one choice of the method is worth: trains and judges every variant"),
     "finelip": ("finelip_ablation", "what each part of FineLIP adds: trains and judges every one"),
@@ -75,7 +77,7 @@ def fill_when_used(parser: argparse.ArgumentParser, fill: Callable[..., None], n
 
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
-    module = import_module(f"{__package__}.evaluation.{name}")
+    module = import_module(f"{__package__}.evaluation.{MODULES.get(name, name)}")
     parser.description = module.__doc__
     module.add_arguments(parser)
     parser.add_argument(

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tulip_diffusion import arguments
 from tulip_diffusion.embedded import load_embedded_pipeline
+from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 from tulip_diffusion.provenance import weights_hash
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.render import render_array
@@ -31,10 +32,29 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
 
 
 def open_pipeline(encoder: str, options: argparse.Namespace) -> Any:
-    """The embedded family's pipeline with one of its encoders, quiet."""
+    """The embedded family's pipeline with one of its encoders, or with `options.model` a real one's; quiet.
+
+    A real model's own encoder is "clip", cut at 77 tokens, or "clip-windows"; anything else is loaded for its first
+    slot.
+    """
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # what encoders cannot see is measured here
-    pipeline = load_embedded_pipeline(encoder, options.assets).to(device_of(options.device))
+    device = device_of(options.device)
+    if model := getattr(options, "model", None):
+        pipeline = open_model(model, encoder, device)
+    else:
+        pipeline = load_embedded_pipeline(encoder, options.assets).to(device)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def open_model(model: str, encoder: str, device: str) -> Any:
+    single_file = Path(model).suffix in (".safetensors", ".ckpt")
+    load = getattr(StableDiffusionXLTulipPipeline, "from_single_file" if single_file else "from_pretrained")
+    own = {"clip": "truncate", "clip-windows": "windows"}
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    pipeline = load(model, tulip=None if encoder in own else encoder, torch_dtype=dtype).to(device)
+    if encoder in own:
+        pipeline.set_conditioning(overflow=own[encoder])
     return pipeline
 
 
@@ -54,20 +74,27 @@ def draw_captions(
     """
 
     def draw(rows: range) -> np.ndarray:
-        return pipeline(
-            prompt=[captions[row].text for row in rows],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator("cpu").manual_seed(row) for row in rows],
-            output_type="np",
-            **call,
-        ).images
+        return draw_texts(pipeline, [captions[row].text for row in rows], rows, steps, guidance, **call)
 
     parts = batches(len(captions), batch)
     if keep is None:
         return np.concatenate(shared(draw, parts, "pictures"))
     settings = pipeline_key(pipeline), [caption.text for caption in captions], steps, guidance, batch, call
     return np.concatenate(shared_arrays(draw, parts, keep / fingerprint(*settings)[:16], "pictures"))
+
+
+def draw_texts(
+    pipeline: Any, texts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, **call: Any
+) -> np.ndarray:
+    """One picture for every text, drawn in one batch, (texts, height, width, 3) in 0..1."""
+    return pipeline(
+        prompt=list(texts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        output_type="np",
+        **call,
+    ).images
 
 
 def pipeline_key(pipeline: Any) -> str:

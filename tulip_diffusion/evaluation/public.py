@@ -1,0 +1,261 @@
+"""Published sets of long prompts, drawn under each encoder and laid out for the sets' own scorers.
+
+Draws every prompt with each encoder from the same noise and writes pictures and index files where the set's official
+scorer looks for them. A killed run goes on where it stopped, and `accelerate launch` shares the drawing. With --score,
+what the scorer has written becomes tables and plots; nothing is drawn then, and no score is made here.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tulip_diffusion.files import replacing, write_text
+from tulip_diffusion.tokenization import load_tokenizer
+
+from .drawing import add_drawing, draw_texts, open_pipeline, pipeline_key, to_image
+from .embeddings import batches
+from .encoders import Embeds, open_pair
+from .plots import bins_figure
+from .processes import is_first, shared, wait_for_all
+from .public_scores import read_scores, summarize_scores
+from .public_sets import PUBLIC_SETS, Prompt, read_set
+from .records import bin_table, markdown, mean_over, write_record
+
+LENGTHS = (77, 154, 248, 500)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sets = ", ".join(PUBLIC_SETS)
+    parser.add_argument("--data", required=True, metavar="NAME=PATH", help=f"the set and where it lies: {sets}")
+    parser.add_argument("--count", type=int, help="the first so many prompts only")
+    parser.add_argument(
+        "--model", help="SDXL weights: a folder, a Hub id or a single file (default: the small family)"
+    )
+    parser.add_argument(
+        "--encoders",
+        nargs="+",
+        default=["clip", "clip-windows", "tulip"],
+        metavar="ENCODER",
+        help="of the family; with --model: clip (its own, cut at 77 tokens), clip-windows (its own, in windows) or "
+        "any encoder file, folder or Hub id for the first slot",
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=1, help="pictures of each prompt, from other noise (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt's noise (default 0)")
+    add_drawing(parser)
+    parser.add_argument("--image-tower", metavar="ENCODER", help="a CLIP to measure the diversity of --pictures with")
+    parser.add_argument(
+        "--score", nargs="+", metavar="ENCODER=FILE", help="what the set's scorer has written about the pictures"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/prompts"), help="folder for pictures and results")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command: draw and lay out, or read scores."""
+    name, prompts = read_set(options.data)
+    prompts = prompts[: options.count]
+    if PUBLIC_SETS[name].grid and options.pictures > 4:
+        raise ValueError(f"{name} holds up to 4 pictures of a prompt in one file, got --pictures {options.pictures}.")
+    names = {encoder: file_name(encoder) for encoder in options.encoders}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"Two of --encoders have one name, {', '.join(names.values())}: rename a file.")
+    tokens = dict(zip((prompt.name for prompt in prompts), tokens_of(prompts), strict=True))
+    results: dict[str, Any] = {"set": name, "prompts": len(prompts), "tokens": token_figures(list(tokens.values()))}
+    print(tokens_table(results))
+    if options.score:
+        score(results, name, prompts, tokens, options)
+    else:
+        draw(results, name, prompts, names, options)
+
+
+def tokens_of(prompts: Sequence[Prompt]) -> list[int]:
+    """CLIP's tokens of each prompt, BOS and EOS included."""
+    return [len(ids) for ids in load_tokenizer()([prompt.text for prompt in prompts], verbose=False).input_ids]
+
+
+def token_figures(tokens: Sequence[int]) -> dict[str, float]:
+    figures = {"mean": float(np.mean(tokens))}
+    figures |= {f"p{share}": float(np.percentile(tokens, share)) for share in (10, 50, 90)} | {"most": max(tokens)}
+    return figures | {f"beyond {limit}": float(np.mean([count > limit for count in tokens])) for limit in LENGTHS}
+
+
+def tokens_table(results: dict[str, Any]) -> str:
+    cells = [
+        f"{value:.1%}" if key.startswith("beyond") else f"{value:.0f}" for key, value in results["tokens"].items()
+    ]
+    title = f"{results['set']}: {results['prompts']} prompts, CLIP tokens of each"
+    return f"{title}\n\n{markdown(list(results['tokens']), [cells])}"
+
+
+def draw(
+    results: dict[str, Any], name: str, prompts: Sequence[Prompt], names: dict[str, str], options: argparse.Namespace
+) -> None:
+    tower = open_pair(options.image_tower or "clip", options) if options.pictures > 1 and has_tower(options) else None
+    for encoder, short in names.items():
+        pipeline = open_pipeline(encoder, options)
+        agree_on_settings(options.out / f"{short}.settings.json", settings_of(pipeline, options))
+        diversity = draw_set(pipeline, PUBLIC_SETS[name], prompts, short, tower, options)
+        results[short] = {"pictures": len(prompts) * options.pictures, "diversity": diversity}
+        if is_first():
+            for file, index in PUBLIC_SETS[name].index(prompts, short, options.pictures, options.out).items():
+                write_text(options.out / file, json.dumps(index, indent=1, ensure_ascii=False))
+    rows = [[short, results[short]["pictures"], results[short]["diversity"]] for short in names.values()]
+    title = "Pictures, and their diversity: 1 - cosine of image features, over the pairs of one prompt's pictures"
+    tables = f"{tokens_table(results)}\n\n{title}\n\n{markdown(['', 'pictures', 'diversity'], rows)}"
+    print(f"\nThe score is made by {PUBLIC_SETS[name].scorer}. Give what it writes to --score.")
+    if is_first():
+        write_record("prompts", options, results, tables)
+
+
+def has_tower(options: argparse.Namespace) -> bool:
+    return options.image_tower is not None or options.model is None
+
+
+def settings_of(pipeline: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """What pictures depend on."""
+    told = {key: getattr(options, key) for key in ("data", "seed", "steps", "guidance", "batch", "pictures")}
+    return {**told, "weights": pipeline_key(pipeline)}
+
+
+def agree_on_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Note `settings` in `file`, or compare them with what is noted there.
+
+    Raises:
+        ValueError: the pictures beside `file` were drawn with other settings.
+    """
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if name := next((name for name, value in settings.items() if found.get(name) != value), None):
+            raise ValueError(
+                f"{file.parent} holds pictures with {name} {found.get(name)}, and now it is {settings[name]}. Use the "
+                "same, or another --out."
+            )
+    wait_for_all()
+    if is_first():
+        write_text(file, json.dumps(settings, indent=1))
+
+
+def draw_set(
+    pipeline: Any,
+    layout: Any,
+    prompts: Sequence[Prompt],
+    encoder: str,
+    tower: Embeds | None,
+    options: argparse.Namespace,
+) -> Any:
+    """Draw what is not there yet; returns the diversity, None where it is not measured.
+
+    A batch that is not whole is drawn again as a whole: a picture's last bits may depend on its batch.
+    """
+    rows = batches(len(prompts), options.batch)
+
+    def files_of(row: int) -> list[Path]:
+        count = 1 if layout.grid else options.pictures
+        return [options.out / layout.file(prompts[row], encoder, number) for number in range(count)]
+
+    def draw_batch(rows: range) -> list[Tensor]:
+        if not all(file.is_file() for row in rows for file in files_of(row)):
+            texts = [prompts[row].text for row in rows]
+            drawn = [
+                draw_texts(
+                    pipeline, texts, [seed_of(row, number, options) for row in rows], options.steps, options.guidance
+                )
+                for number in range(options.pictures)
+            ]
+            for pictures, row in zip(zip(*drawn, strict=True), rows, strict=True):
+                images = [to_image(picture) for picture in pictures]
+                for image, file in zip([grid(images)] if layout.grid else images, files_of(row), strict=True):
+                    save(image, file)
+        if tower is None:
+            return []
+        return [features(tower, files_of(row), options.pictures) for row in rows]
+
+    found = [one for part in shared(draw_batch, rows, f"{encoder}, batches") for one in part]
+    wait_for_all()
+    return mean_over([spread(one) for one in found], range(len(found)))
+
+
+def seed_of(row: int, number: int, options: argparse.Namespace) -> int:
+    """The same for every encoder, and for the first pictures whatever the number of pictures."""
+    return options.seed + row + 1_000_000 * number
+
+
+def save(image: Image.Image, file: Path) -> None:
+    with replacing(file) as unfinished:
+        image.save(unfinished, **({"quality": 95} if file.suffix == ".jpg" else {}))
+
+
+def grid(images: Sequence[Image.Image]) -> Image.Image:
+    """Up to four pictures, two in a row; one is itself."""
+    if len(images) == 1:
+        return images[0]
+    width, height = images[0].size
+    sheet = Image.new("RGB", (2 * width, 2 * height))
+    for number, image in enumerate(images):
+        sheet.paste(image, (number % 2 * width, number // 2 * height))
+    return sheet
+
+
+def features(tower: Embeds, files: Sequence[Path], count: int) -> Tensor:
+    """Unit features (count, dim) of one prompt's pictures, cut out of the grid where one file holds them all."""
+    images = [Image.open(file).convert("RGB") for file in files]
+    if len(images) < count:
+        width, height = images[0].width // 2, images[0].height // 2
+        corners = [(number % 2 * width, number // 2 * height) for number in range(count)]
+        images = [images[0].crop((left, top, left + width, top + height)) for left, top in corners]
+    return F.normalize(tower.encode_images(images), dim=-1)
+
+
+def spread(found: Tensor) -> float:
+    """Mean of 1 - cosine over the pairs of unit vectors (n, dim)."""
+    first, second = torch.triu_indices(len(found), len(found), 1)
+    return float((1 - (found[first] * found[second]).sum(-1)).mean())
+
+
+def score(
+    results: dict[str, Any],
+    name: str,
+    prompts: Sequence[Prompt],
+    tokens: dict[str, int],
+    options: argparse.Namespace,
+) -> None:
+    """Tables and plots of what the scorer has written."""
+    summaries: dict[str, Any] = {}
+    for entry in options.score:
+        encoder, _, file = entry.partition("=")
+        if not file:
+            raise ValueError(f"--score {entry}: give ENCODER=FILE.")
+        found = read_scores(name, Path(file), prompts, encoder, options.pictures)
+        summaries[encoder] = summarize_scores(found, prompts, tokens)
+    parts = [tokens_table(results), f"Scores by {PUBLIC_SETS[name].scorer}", all_table(summaries)]
+    told = {by: what for by, what in BINS.items() if any(summary[by] for summary in summaries.values())}
+    parts += [f"Score by {what}\n\n{bin_table(summaries, by)}" for by, what in told.items()]
+    print("\n" + "\n\n".join(parts[1:]))
+    if not is_first():
+        return
+    for by in ("tokens", "position"):
+        if by in told:
+            bins_figure(summaries, by, told[by], "score", options.out / f"score_{by}.png")
+    write_record("scores", options, results | {"scores": summaries}, "\n\n".join(parts))
+
+
+BINS = {"kind": "kind", "tokens": "tokens of the prompt", "position": "token position of what is asked"}
+
+
+def all_table(summaries: dict[str, Any]) -> str:
+    columns = [key for key in ("all", "short", "long", "fall") if any(key in found for found in summaries.values())]
+    return markdown(["", *columns], [[name, *map(found.get, columns)] for name, found in summaries.items()])
+
+
+def file_name(encoder: str) -> str:
+    """An encoder's name as a folder's name: the last part of a path or Hub id."""
+    return Path(encoder).stem if Path(encoder).suffix in (".pt", ".safetensors", ".ckpt") else Path(encoder).name

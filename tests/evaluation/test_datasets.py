@@ -213,3 +213,23 @@ def test_pictures_of_the_world_show_what_their_captions_say():
 
     data = world_set("world-mixed", 2)
     assert read_scene(np.asarray(data.picture(1)) / 255.0).things == data.images[1].things
+
+
+@pytest.mark.parametrize("folder", ["val2014", "."])
+def test_karpathys_coco_is_five_captions_of_each_test_image_in_one_set_or_in_five_folds(folder, tmp_path):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    entries = []
+    for number in range(12):
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / f"{number}.jpg")
+        sentences = [{"raw": f"{number} {caption}"} for caption in range(6 if number == 3 else 5)]
+        split = "test" if number < 10 else "restval"
+        entry = {"filepath": "val2014", "filename": f"{number}.jpg", "split": split, "sentences": sentences}
+        entries.append(entry)
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    whole, folds = (load_retrieval_set(name, tmp_path) for name in ("coco-karpathy-5k", "coco-karpathy-1k"))
+    assert len(whole.images) == 10 and len(whole.captions) == 50 and (whole.folds, folds.folds) == (1, 5)
+    assert whole.captions[15:20] == [f"3 {caption}" for caption in range(5)] and folds.captions == whole.captions
+    entries[0]["sentences"].pop()
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    with pytest.raises(ValueError, match="4 captions"):
+        load_retrieval_set("coco-karpathy-5k", tmp_path)

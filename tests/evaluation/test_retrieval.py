@@ -2,17 +2,21 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from tulip_diffusion.evaluation import retrieval
-from tulip_diffusion.evaluation.datasets import world_set
+from tulip_diffusion.evaluation.choices import Choice, choice_accuracy, fg_ovd
+from tulip_diffusion.evaluation.datasets import RetrievalSet, world_set
 from tulip_diffusion.evaluation.encoders import open_encoder, open_pair
 from tulip_diffusion.evaluation.retrieval import recall_at_k
+from tulip_diffusion.evaluation.variants import varied
 from tulip_diffusion.models.checkpoints import load_clip, load_image_encoder
 from tulip_diffusion.models.text_encoder import from_clip
 from tulip_diffusion.tokenization import load_tokenizer
@@ -200,3 +204,98 @@ def test_sets_of_the_world_are_the_same_everywhere():
 def test_the_interval_of_a_share_stays_open_where_every_query_hits():
     assert retrieval.half_width(1.0, 200) == pytest.approx(0.0094, abs=1e-4)
     assert retrieval.half_width(0.5, 10_000) == pytest.approx(1.96 * 0.005, rel=1e-3)
+
+
+def test_variants_move_sentences_and_nothing_else():
+    data = RetrievalSet("any", [], ["One. Two! Three?", "Only one sentence", "A. B."], [0, 1, 2])
+    assert varied(data, "without-first").captions == ["Two! Three?", "Only one sentence", "B."]
+    assert varied(data, "first-last").captions == ["Two! Three? One.", "Only one sentence", "B. A."]
+    mixed = varied(data, "shuffled")
+    assert mixed.name == "any shuffled" and mixed.captions == varied(data, "shuffled").captions
+    assert [sorted(text.split()) for text in mixed.captions] == [sorted(text.split()) for text in data.captions]
+
+
+def test_folds_are_searched_apart_and_averaged():
+    images, texts, owner = related(40, 5)
+    data = RetrievalSet("any", list(range(40)), [""] * 200, owner.tolist(), folds=4)
+    parts = [recall_at_k(images[f : f + 10], texts[5 * f : 5 * f + 50], owner[:50]) for f in range(0, 40, 10)]
+    expected = {name: np.mean([part[name] for part in parts]) for name in parts[0]}
+    assert retrieval.recall_over_folds(images, texts, data, None) == pytest.approx(expected)
+    whole = retrieval.recall_over_folds(images, texts, replace(data, folds=1), None)
+    assert whole == recall_at_k(images, texts, owner) and whole["t2i_R@1"] < expected["t2i_R@1"]
+
+
+class Partial:
+    """Likes the caption `right` best, those in `same` less, and all others the same."""
+
+    score = None
+
+    def __init__(self, right, same=()):
+        self.right, self.same = right, same
+
+    def encode_images(self, pictures):
+        return torch.tensor([[1.0, 0.0]] * len(pictures))
+
+    def encode_texts(self, captions):
+        angles = [0.0 if c == self.right else 0.5 if c in self.same else 1.0 for c in captions]
+        return torch.tensor([[np.cos(angle), np.sin(angle)] for angle in angles]).float()
+
+
+def test_a_choice_is_right_wrong_or_shared_among_those_that_tie():
+    scene = world_set("world-short", 1).images[0]
+    choices = [
+        Choice(scene, ("a", "b", "c", "d")),
+        Choice(scene, ("b", "a", "c")),
+        Choice(scene, ("c", "d", "e", "f")),
+    ]
+    found = choice_accuracy(Partial("a", same=("b",)), choices)
+    assert found["right"].mean == pytest.approx((1 + 0 + 1 / 4) / 3)
+    assert found["chance"] == pytest.approx((1 / 4 + 1 / 3 + 1 / 4) / 3)
+
+
+@pytest.fixture
+def ovd(tmp_path):
+    """Two boxes of one picture, red and blue, in FG-OVD's layout."""
+    picture = Image.new("RGB", (40, 20), "red")
+    picture.paste("blue", (20, 0, 40, 20))
+    (tmp_path / "coco/val2017").mkdir(parents=True)
+    picture.save(tmp_path / "coco/val2017/1.jpg", quality=100, subsampling=0)
+    names = ["a red chair", "a blue chair", "a green chair"]
+    boxes = [{"id": 1, "image_id": 7, "bbox": [0, 0, 20, 20], "category_id": 1, "neg_category_ids": [2, 3]}]
+    boxes.append({"id": 2, "image_id": 7, "bbox": [20.0, 0, 20, 20], "category_id": 2, "neg_category_ids": [1, 3]})
+    told = {
+        "images": [{"id": 7, "file_name": "val2017/1.jpg"}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+        "annotations": boxes,
+    }
+    (tmp_path / "3_attributes.json").write_text(json.dumps(told))
+    return told, tmp_path / "3_attributes.json", tmp_path / "coco"
+
+
+def test_fg_ovds_boxes_are_cut_out_with_their_caption_first(ovd):
+    told, file, images = ovd
+    first, second = fg_ovd(file, images / "val2017")
+    assert first.captions == ("a red chair", "a blue chair", "a green chair")
+    assert second.captions[0] == "a blue chair"
+    colours = [np.asarray(choice.image()).mean(axis=(0, 1)) for choice in (first, second)]
+    assert np.allclose(colours, [(255, 0, 0), (0, 0, 255)], atol=8)
+    told["annotations"][1]["neg_category_ids"] = [9]
+    file.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="annotation 2 names what is not there"):
+        fg_ovd(file, images)
+    told["images"][0]["file_name"] = "val2017/2.jpg"
+    file.write_text(json.dumps(told))
+    with pytest.raises(FileNotFoundError, match=r"no image val2017/2\.jpg"):
+        fg_ovd(file, images)
+
+
+def test_the_command_measures_variants_and_details(command, ovd, tmp_path):
+    _, file, images = ovd
+    line = ["--data", "world-short", "world-details", f"fg-ovd={file}", "--images", images, "--count", 4]
+    out = command("retrieval", *line, "--variants", "first-last", "--encoders", "clip", "--cache", tmp_path / "cache")
+    results = json.loads((out / "retrieval.json").read_text())["results"]
+    assert list(results["measured"]) == ["world-short", "world-short first-last"]
+    assert list(results["choices"]) == ["world-details", "fg-ovd 3_attributes"]
+    assert results["choices"]["fg-ovd 3_attributes"]["clip"]["chance"] == pytest.approx(1 / 3, abs=1e-4)
+    assert "| fg-ovd 3_attributes |" in (out / "retrieval.md").read_text()
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # the pictures once, the captions in both orders

@@ -1,9 +1,9 @@
 """One picture and several captions of which one is right: does an encoder notice the detail in which they differ?
 
-*FG-OVD's layout* (Bianchi et al., CVPR 2024): a COCO-like JSON file a difficulty, with `images`, `categories`, whose
-names are the captions, and `annotations` with a `bbox`, a `category_id` and ten `neg_category_ids`. As in later work on
-CLIP, the box is cut out and its caption must be the most similar one. *The world's own*: a text of sixteen things and
-its variants in which the colour of one thing is another.
+*FG-OVD's layout* (Bianchi et al., CVPR 2024): a COCO-like JSON file for each difficulty, with `images`, `categories`,
+whose names are the captions, and `annotations` with a `bbox`, a `category_id` and ten `neg_category_ids`. As in later
+work on CLIP, the box is cut out and its caption must be the most similar one. *The world's own*: a text of sixteen
+things and its variants in which the colour of one thing is another.
 """
 
 import json
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tulip_diffusion.data import open_image
 from tulip_diffusion.scenes.render import Scene, render
 
 from .encoders import Embeds
@@ -39,7 +40,7 @@ class Choice:
     def image(self) -> Image.Image:
         if isinstance(self.picture, Scene):
             return render(self.picture)
-        image = Image.open(self.picture).convert("RGB")
+        image = open_image(self.picture)
         return image if self.box is None else image.crop(self.box)
 
 

@@ -35,6 +35,7 @@ from tulip_diffusion.scenes.render import PLACES, Scene, Thing, random_scene, re
 from tulip_diffusion.scenes.sprites import COLOURS
 
 CAPTIONS_PER_IMAGE = 5  # of COCO and Flickr30k
+KARPATHY_FOLDS = 5  # of 1,000 images each
 HARD_GROUP = 4  # captions that differ from each other in one detail alone
 
 
@@ -46,6 +47,7 @@ class RetrievalSet:
     images: list[Path | Scene]
     captions: list[str]
     image_of_text: list[int]
+    folds: int = 1  # parts of equal size among which alone is searched; figures are their mean
 
     def picture(self, index: int) -> Image.Image:
         """Image `index` in RGB, as training sees it. Raises `ValueError` for a file that is no image."""
@@ -204,6 +206,33 @@ def flickr30k_1k(path: Path, images: Path | None) -> RetrievalSet:
     return same_number(grouped(pairs), file)
 
 
+def coco_karpathy(path: Path, images: Path | None) -> RetrievalSet:
+    """The 5,000 test images of Karpathy's split, by `dataset_coco.json`, the first five captions of each."""
+    file = existing(path, "dataset_coco.json", "karpathy/dataset_coco.json")
+    root = images or folder_of(path)
+    pairs = []
+    for entry in read_json(file)["images"]:
+        if entry["split"] == "test":
+            image = next(
+                (root / name for name in coco_names(entry) if (root / name).is_file()), root / entry["filename"]
+            )
+            pairs += [(image, sentence["raw"]) for sentence in entry["sentences"][:CAPTIONS_PER_IMAGE]]
+    return same_number(grouped(pairs), file)
+
+
+def coco_names(entry: dict) -> list[str]:
+    """Where an image may lie below its folder: in its split's, as published, or in the folder itself."""
+    return [f"{entry.get('filepath', '.')}/{entry['filename']}", entry["filename"]]
+
+
+def coco_karpathy_1k(path: Path, images: Path | None) -> RetrievalSet:
+    """The same 5,000 images as five folds of 1,000, whose figures are averaged."""
+    data = coco_karpathy(path, images)
+    if len(data.images) % KARPATHY_FOLDS:
+        raise ValueError(f"{path} has {len(data.images)} test images, which {KARPATHY_FOLDS} folds cannot share.")
+    return replace(data, folds=KARPATHY_FOLDS)
+
+
 def sharegpt4v_1k(path: Path, images: Path | None) -> RetrievalSet:
     """The first 1,000 entries of ShareGPT4V's captions of SAM images."""
     file = existing(path, "share-captioner_coco_lcs_sam_1246k_1107.json")
@@ -264,6 +293,8 @@ def any_jsonl(path: Path, images: Path | None) -> RetrievalSet:
 
 LAYOUTS: dict[str, Callable[[Path, Path | None], RetrievalSet]] = {
     "coco": coco,
+    "coco-karpathy-5k": coco_karpathy,
+    "coco-karpathy-1k": coco_karpathy_1k,
     "flickr30k": flickr30k,
     "flickr30k-1k": flickr30k_1k,
     "sharegpt4v-1k": sharegpt4v_1k,

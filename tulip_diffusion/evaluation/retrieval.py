@@ -30,6 +30,7 @@ from tqdm import tqdm
 from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing
 
+from .choices import Choice, choice_accuracy, fg_ovd, world_choices
 from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
 from .embeddings import embed
 from .encoders import Encoder, Score, add_encoders, open_pair, published_length
@@ -38,6 +39,7 @@ from .plots import figure, legend
 from .processes import is_first
 from .published import PUBLISHED
 from .records import markdown, write_record
+from .variants import VARIANTS, varied
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 KS = (1, 5, 10)
@@ -179,8 +181,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["world-long", "world-mixed", "world-short", "world-hard"],
         metavar="NAME[=PATH]",
-        help=f"sets of the embedded world ({', '.join(WORLD)}), or data on disk as NAME=PATH, the folder or the "
-        f"annotation file ({', '.join(LAYOUTS)})",
+        help=f"sets of the embedded world ({', '.join(WORLD)}, world-details), or data on disk as NAME=PATH, the "
+        f"folder or the annotation file ({', '.join(LAYOUTS)}, fg-ovd)",
+    )
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=[],
+        help="measure every set again with its captions' first sentence removed, moved to the end, or all shuffled",
     )
     parser.add_argument(
         "--images", type=arguments.existing_folder, help="folder of the images, where it is not in its usual place"
@@ -202,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_data(options: argparse.Namespace) -> list[RetrievalSet]:
     """The sets of `--data`, all opened before anything is encoded."""
     sets = []
-    for entry in options.data:
+    for entry in (entry for entry in options.data if not is_choice(entry)):
         name, _, path = entry.partition("=")
         if path:
             sets.append(load_retrieval_set(name, path, options.images))
@@ -210,12 +219,31 @@ def open_data(options: argparse.Namespace) -> list[RetrievalSet]:
             sets.append(world_set(name, options.count))
         else:
             raise ValueError(f"--data {entry}: give NAME=PATH for data on disk, or one of {', '.join(WORLD)}.")
-    return sets
+    return [one for data in sets for one in (data, *(varied(data, variant) for variant in options.variants))]
+
+
+def open_choices(options: argparse.Namespace) -> dict[str, list[Choice]]:
+    """The sets of `--data` with one right caption among several a picture, by their names."""
+    found = {}
+    for entry in filter(is_choice, options.data):
+        name, _, path = entry.partition("=")
+        if name == "world-details":
+            found[name] = world_choices(options.count)
+        elif not path or options.images is None:
+            raise ValueError("--data fg-ovd needs its file, fg-ovd=3_attributes.json, and COCO's folder by --images.")
+        else:
+            found[f"fg-ovd {Path(path).stem}"] = fg_ovd(Path(path), options.images)
+    return found
+
+
+def is_choice(entry: str) -> bool:
+    return entry.partition("=")[0] in ("fg-ovd", "world-details")
 
 
 def run(options: argparse.Namespace) -> None:
     """The command: encode, rank, write."""
-    sets = open_data(options)
+    sets, choices = open_data(options), open_choices(options)
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in choices}
     results: dict[str, dict[str, Any]] = {data.name: {} for data in sets}
     for source in options.encoders:
         encoder = open_pair(source, options)
@@ -223,19 +251,45 @@ def run(options: argparse.Namespace) -> None:
             encoder.length = published_length(encoder)
         for data in sets:
             images, texts = embed(encoder, data, options.cache, options.batch, progress=True)
-            figures = recall_at_k(images, texts, data.image_of_text, score=encoder.score, progress=len(images) > 5000)
+            figures = recall_over_folds(images, texts, data, encoder.score)
             sizes = {"images": len(images), "texts": len(texts), "length": encoder.length}
             results[data.name][encoder.name] = {**figures, **sizes}
             print(f"{data.name}, {encoder.name}: {summary(figures)}", flush=True)
             if is_first():
                 with replacing(options.out / f"examples-{data.name}-{file_name(encoder.name)}.png") as unfinished:
                     retrieval_examples(data, images, texts, encoder.score).save(unfinished)
-    tables = "\n\n".join(f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items())
-    print(f"\n{tables}")
+        for name, choice in choices.items():
+            chosen[name][encoder.name] = choice_accuracy(encoder, choice, f"{encoder.name}, {name}")
+    parts = [f"## {name}\n\n{recall_table(name, rows)}" for name, rows in results.items()] + [NOTE] * bool(results)
+    parts += [choice_table(chosen)] * bool(chosen)
+    print("\n" + "\n\n".join(parts))
     if is_first():
-        plot(results, options.out / "retrieval.png")
+        if results:
+            plot(results, options.out / "retrieval.png")
         published = {name: PUBLISHED[name] for name in results if name in PUBLISHED}
-        write_record("retrieval", options, {"measured": results, "published": published}, f"{tables}\n\n{NOTE}")
+        record = {"measured": results, "choices": chosen, "published": published}
+        write_record("retrieval", options, record, "\n\n".join(parts))
+
+
+def recall_over_folds(images: Tensor, texts: Tensor, data: RetrievalSet, score: Score | None) -> dict[str, float]:
+    """[`recall_at_k`] within each of the set's folds of images, averaged."""
+    owner, size = torch.as_tensor(data.image_of_text), len(images) // data.folds
+    found = []
+    for first in range(0, len(images), size):
+        mine = (owner >= first) & (owner < first + size)
+        part = images[first : first + size], texts[mine], owner[mine] - first
+        found.append(recall_at_k(*part, score=score, progress=len(images) > 5000))
+    return {name: sum(figures[name] for figures in found) / len(found) for name in found[0]}
+
+
+def choice_table(chosen: dict[str, dict[str, Any]]) -> str:
+    encoders = list(dict.fromkeys(name for rows in chosen.values() for name in rows))
+    rows = [
+        [name, *(found[encoder]["right"] for encoder in encoders), next(iter(found.values()))["chance"]]
+        for name, found in chosen.items()
+    ]
+    title = "Right caption chosen among those that differ in a detail"
+    return f"## Details\n\n{title}\n\n{markdown(['', *encoders, 'chance'], rows)}"
 
 
 def summary(figures: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """Drawing and judging: one rule for positions, negatives, and work that is shared and never done twice."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -135,7 +136,9 @@ assert main(["evaluate", "retrieval", *shared, *words, "--out", f"{out}/retrieva
 def test_two_processes_write_the_same_files_as_one(family, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(TWO_COMMANDS)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     for name, start in (("one", [sys.executable]), ("two", launch)):
         done = subprocess.run([*start, program, family, tmp_path / name], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""One command's work, shared by the processes that `accelerate launch` has started.
+"""One command's work, shared by the processes that `accelerate launch` has started, or torchrun on CPUs.
 
 Every process runs the whole command. [`shared`] is where they part: each computes some of the items, and then all hold
 all results. So whatever comes behind is the same everywhere, and the first process alone writes files and prints.
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from tulip_diffusion.devices import best_device, check_device
@@ -20,35 +23,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def place() -> tuple[int, int]:
-    """Number of this process, from 0, and how many there are."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes
+def processes() -> PartialState:
+    """The processes of this command, whoever started them."""
+    return PartialState(cpu=not torch.accelerator.is_available())  # without being told, it ignores torchrun on a CPU
 
 
 def is_first() -> bool:
-    return place()[0] == 0
+    return processes().is_main_process
 
 
 def device_of(device: str | None) -> str:
     """`device`, or the best there is; several processes have one device each."""
-    if device or place()[1] == 1:
-        return check_device(device) if device else best_device()
-    from accelerate import PartialState
-
-    return str(PartialState().device)
+    if device:
+        return check_device(device)
+    return str(processes().device) if processes().num_processes > 1 else best_device()
 
 
 def wait_for_all() -> None:
     """Return when every process has come here."""
-    if place()[1] > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
 
 
 def shared(compute: Callable[[Item], Result], items: Sequence[Item], name: str | None = None) -> list[Result]:
@@ -56,13 +49,10 @@ def shared(compute: Callable[[Item], Result], items: Sequence[Item], name: str |
 
     A bar on the first process shows the progress where it has a `name`. Results must be picklable.
     """
-    number, count = place()
-    mine = range(number, len(items), count)
+    mine = range(processes().process_index, len(items), processes().num_processes)
     results = [compute(items[index]) for index in progress(mine, name)]
-    if count == 1:
+    if processes().num_processes == 1:
         return results
-    from accelerate.utils import gather_object
-
     found: dict[int, Result] = dict(gather_object(list(zip(mine, results, strict=True))))
     return [found[index] for index in range(len(items))]
 
@@ -76,8 +66,8 @@ def shared_arrays(
         FileNotFoundError: the processes do not see the same `folder`.
     """
     files = [folder / f"{index}.npy" for index in range(len(items))]
-    number, count = place()
-    for index in progress(range(number, len(items), count), name):
+    mine = range(processes().process_index, len(items), processes().num_processes)
+    for index in progress(mine, name):
         if not files[index].is_file():
             with replacing(files[index]) as unfinished:
                 np.save(unfinished, compute(items[index]))

@@ -23,6 +23,7 @@ EVALUATIONS = {
     "positions": "needles, hard negatives and changed words, by their place in the text",
     "attention": "how far the pooled state's attention spreads over long captions",
     "relevance": "how windows of a long caption relate to its image",
+    "attribution": "which words of one prompt the UNet looks at under each encoder",
     "strips": "the same prompts under several encoders, side by side",
 }
 MODULES = {"prompts": "public"}  # where a command and its module have different names

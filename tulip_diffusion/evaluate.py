@@ -142,14 +142,36 @@ def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentPar
     if unknown := [name for name in chosen if name not in plan.ENCODERS]:
         raise ValueError(f"--encoders must be among {', '.join(plan.ENCODERS)}, got {unknown[0]!r}.")
     shared = ["--assets", str(options.assets), *(["--device", options.device] if options.device else [])]
-    for folder, (name, *line) in plan.evaluations(options.size, chosen).items():
-        one = parsers[name].parse_args([*line, *shared, "--out", str(options.out / folder)])
+    commands = {
+        folder: (name, parsers[name].parse_args([*line, *shared, "--out", str(options.out / folder)]))
+        for folder, (name, *line) in plan.evaluations(options.size, chosen).items()
+    }
+    print(announcement(options, commands, chosen[0]), flush=True)
+    for folder, (name, one) in commands.items():
         if read_provenance(one.out).get("command") == command_line(parsers[name], one):
             print(f"{folder} is there already")
             continue
         print(f"\n{folder}", flush=True)
         one.run(one)
     run_report(argparse.Namespace(folder=options.out, out=options.out / "report.html", results=options.results))
+
+
+def announcement(options: argparse.Namespace, commands: dict[str, tuple[str, Any]], encoder: str) -> str:
+    """How much is drawn, and how long that takes here, as one small batch tells."""
+    from .evaluation.drawing import draw_captions, open_pipeline
+    from .evaluation.plan import denoisings
+    from .evaluation.prompts import prompts_of
+
+    pipeline, captions = open_pipeline(encoder, options), prompts_of("full", 8)
+    draw_captions(pipeline, captions[:1], steps=1)  # the first one is slower
+    start = time.perf_counter()
+    draw_captions(pipeline, captions, steps=2)
+    steps = sum(denoisings(name, one) for name, one in commands.values())
+    minutes = steps * (time.perf_counter() - start) / (2 * len(captions)) / 60
+    return (
+        f"{options.size}: {len(commands)} evaluations. Drawing is {steps:,} denoising steps, about {minutes:.0f} "
+        "minutes here; what reads texts and pictures comes on top."
+    )
 
 
 def register_report(subparsers: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tulip_diffusion import evaluate
+from tulip_diffusion.embedded import ENCODERS
 from tulip_diffusion.evaluation import plan, report
 from tulip_diffusion.evaluation.prompts import prompts_of
 from tulip_diffusion.evaluation.provenance import command_line, commit, read_provenance, write_provenance
@@ -19,7 +20,7 @@ from tulip_diffusion.evaluation.provenance import command_line, commit, read_pro
 MEAN = {"mean": 0.9375, "low": 0.9, "high": 0.96, "values": 64}
 
 
-APART = {"all", "report", "ablation", "finelip"}  # ablations train models, so they are no part of `all`
+APART = {"all", "report", "prompts", "ablation", "finelip"}  # these need data of your own, or train models
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_page_holds_tables_pictures_and_the_records_themselves(results):
     assert {"tulip", "50.0"} <= set(page.cells)
     assert [record["command"]["count"] for record in page.records] == [4, 7]
     assert page.records[1]["results"]["measured"]["world-long"] == {"<b>": 0.5}
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert all(address.startswith(("#", "data:image/webp;base64,")) for address in page.addresses)
     assert sum(address.startswith("data:") for address in page.addresses) == 1
 
 
@@ -83,7 +84,27 @@ def test_results_in_markdown_say_command_commit_and_seed(results):
     text = (results / "results.md").read_text(encoding="utf-8")
     assert "command `tulip-diffusion evaluate retrieval`; commit `abc`; seed `2000`" in text
     assert re.search(r"^## Retrieval$", text, re.MULTILINE) and re.search(r"^#### world-long$", text, re.MULTILINE)
-    assert "| tulip | 50.0 |" in text
+    assert "| tulip | 50.0 |" in text and re.search(r"^## Summary$", text, re.MULTILINE)
+
+
+def test_the_summary_has_a_figure_of_every_record_and_explains_columns_and_names(results):
+    write(results / "fidelity/fidelity.json", {"command": {}, "results": {"tulip": {"near": {}}}})
+    distance = {
+        "40-77": MEAN,
+        "77-120": MEAN | {"mean": 0.5, "values": 30},
+        "120-160": MEAN | {"mean": 0.1, "values": 10},
+    }
+    drawn = {
+        name: {"all": MEAN | {"mean": share}, "distance": distance} for name, share in (("clip", 0.4), ("tulip", 0.6))
+    }
+    write(results / "generation-references/generation.json", {"command": {}, "results": drawn})
+    report.write_report(results, results / "report.html", results / "results.md")
+    text = (results / "results.md").read_text(encoding="utf-8")
+    assert "| | 225 tokens | far references |" in text
+    assert "| clip | – | **0.40** |" in text and "| tulip | **0.94** | **0.40** |" in text
+    assert text.count("- **far references**: Things drawn right whose colour") == 1
+    assert f"- **clip**: {ENCODERS['clip']}." in text and "- **tulip-l**" not in text
+    assert "far references" in Page((results / "report.html").read_text(encoding="utf-8")).cells
 
 
 def test_a_folder_without_results_is_named(tmp_path):
@@ -115,7 +136,7 @@ def test_everything_planned_is_a_command_that_parses(size, parsers):
         parsers[name].parse_args(line)
 
 
-def test_all_runs_what_is_not_there_yet_and_reports_everything(parsers, tmp_path):
+def test_all_runs_what_is_not_there_yet_and_reports_everything(parsers, family, tmp_path, capsys):
     ran = []
 
     def record(name):
@@ -129,11 +150,14 @@ def test_all_runs_what_is_not_there_yet_and_reports_everything(parsers, tmp_path
     for name in set(parsers) - APART:
         parsers[name].parse_args([])  # now it has its options
         parsers[name].set_defaults(run=record(name))
-    line = ["--size", "quick", "--encoders", "clip", "tulip", "--out", str(tmp_path)]
+    line = ["--size", "quick", "--encoders", "clip", "tulip", "--assets", str(family), "--out", str(tmp_path)]
     options = parsers["all"].parse_args(line)
     options.run(options)
     assert len(ran) == len(plan.evaluations("quick", ["clip"])) and ("retrieval", 62) in ran
     assert (tmp_path / "report.html").exists()
+    assert re.match(
+        r"quick: 14 evaluations\. Drawing is [\d,]+ denoising steps, about \d+ minutes", capsys.readouterr().out
+    )
     shutil.rmtree(tmp_path / "reading")
     ran.clear()
     options.run(options)

@@ -1,11 +1,13 @@
-"""What `evaluate all` runs, and on which encoders of the family."""
+"""What `evaluate all` runs, on which encoders of the family, and how many pictures that draws."""
+
+import argparse
 
 DRAWN = ("clip", "clip-windows", "longclip", "finelip", "tulip-paper", "tulip-l", "tulip")
 READ = ("clip", "clip-finetuned", "longclip", "finelip", "tulip-paper", "tulip")  # the others differ in drawing alone
 COMPARED = ("clip", "longclip", "tulip")
 ENCODERS = tuple(dict.fromkeys(DRAWN + READ))
 SIZES = {"quick": (1 / 16, 10), "standard": (1.0, 12), "thorough": (4.0, 25)}  # factor of all counts; denoising steps
-PROMPTS = {"short": 200, "full": 200, "references": 200, "500": 64, "1000": 32}  # kind of prompts -> how many
+COUNTS = {"short": 200, "full": 200, "references": 200, "500": 200, "1000": 64, "2000": 64}  # prompts of each kind
 
 
 def evaluations(size: str, encoders: list[str]) -> dict[str, list[str]]:
@@ -20,20 +22,13 @@ def evaluations(size: str, encoders: list[str]) -> dict[str, list[str]]:
 
     pictures = ["--steps", str(steps)]
     generation = {
-        f"generation-{prompts}": [
-            "generation",
-            "--prompts",
-            prompts,
-            "--count",
-            count(number),
-            *among(DRAWN),
-            *pictures,
-        ]
-        for prompts, number in PROMPTS.items()
+        f"generation-{kind}": ["generation", "--prompts", kind, "--count", count(number), *among(DRAWN), *pictures]
+        for kind, number in COUNTS.items()
     }
     return {
         **generation,
         "strips": ["strips", *among(COMPARED), *pictures],
+        "attribution": ["attribution", *among(("clip", "clip-windows", "tulip")), *pictures],
         "reading": ["reading", "--count", count(200), *among(DRAWN)],
         "retrieval": ["retrieval", "--count", count(1000), *among(READ)],
         "positions": ["positions", "--needles", count(8), "--count", count(32), *among(COMPARED)],
@@ -41,3 +36,14 @@ def evaluations(size: str, encoders: list[str]) -> dict[str, list[str]]:
         "attention": ["attention", "--count", count(64), *among(COMPARED[1:])],
         "relevance": ["relevance", "--count", count(64), *among(COMPARED)],
     }
+
+
+def denoisings(name: str, options: argparse.Namespace) -> int:
+    """Pictures times steps that the command `name` draws."""
+    pictures = {
+        "generation": lambda: options.count * len(options.encoders),
+        "strips": lambda: options.count * len(options.prompts) * len(options.encoders),
+        "attribution": lambda: len(options.encoders),
+        "fidelity": lambda: options.pictures * (len(options.encoders) + 1),
+    }
+    return pictures[name]() * options.steps if name in pictures else 0

@@ -6,6 +6,7 @@ that made it. The page holds everything itself, records included, and asks no ot
 
 import base64
 import html
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,14 @@ from typing import Any
 
 from PIL import Image
 
+from tulip_diffusion.embedded import ENCODERS
 from tulip_diffusion.files import write_text
 
 from .plan import evaluations
 from .provenance import FILE, read_provenance
+from .summary import summary
+
+WIDEST = 1200  # pixels of a picture on the page
 
 # Name of a record -> title and how to read it, in the order of the report.
 TITLES = {
@@ -31,6 +36,12 @@ TITLES = {
         "Pictures side by side",
         "The same prompt and noise under each encoder. The prompts are the first of their set, not the best.",
     ),
+    "attribution": (
+        "Which words the UNet looks at",
+        "Its cross-attention on every token of one prompt, over layers, heads, pixels and steps.",
+    ),
+    "prompts": ("Published prompts", "Pictures laid out for the sets' own scorers, and how long the prompts are."),
+    "scores": ("Scores of published prompts", "As the sets' own scorers have written them."),
     "reading": (
         "What text states hold",
         "Colour as heads fitted to CLIP's own states read it off the states at the end of every sentence, by its "
@@ -107,6 +118,7 @@ def origin(section: Section) -> dict[str, str]:
 def markdown_report(found: Sequence[Section]) -> str:
     """The tables with where they come from, for `docs/results.md`."""
     parts = ["# Results", "Written by `tulip-diffusion evaluate report` from the records of the evaluations."]
+    parts += ["## Summary", summary_of(found)] if summary_of(found) else []
     last = None
     for section in found:
         if section.name != last:
@@ -133,42 +145,62 @@ def html_report(found: Sequence[Section]) -> str:
             )
         last = section.name
         body.append(section_html(section))
-    return PAGE.substitute(contents="\n".join(contents), body="\n".join(body))
+    overview = to_html(summary_of(found))
+    return PAGE.substitute(summary=overview, contents="\n".join(contents), body="\n".join(body))
+
+
+def summary_of(found: Sequence[Section]) -> str:
+    return summary({section.label: section.record["results"] for section in found}, ENCODERS)
+
+
+def to_html(text: str) -> str:
+    """Markdown as HTML, tables in a box that scrolls."""
+    import markdown
+
+    page = markdown.markdown(text, extensions=["tables"])
+    return page.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
 
 
 def section_html(section: Section) -> str:
-    """Tables, plots, examples folded in, and the record itself."""
-    import markdown
-
-    tables = markdown.markdown(deepened(section.tables, 2), extensions=["tables"])
-    tables = tables.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+    """Tables and plots; pictures, and the record itself, folded in."""
     rows = "".join(
         f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in origin(section).items()
     )
-    names = list(section.record["results"])
-    plots = [file for file in section.pictures if not file.name.startswith("examples-")]
-    examples = [file for file in section.pictures if file not in plots]
-    folded = f"<details><summary>Examples</summary>{pictures_html(examples, names)}</details>" if examples else ""
-    record = html.escape(json.dumps(section.record, indent=1))
+    plots = [file for file in section.pictures if not is_picture(section, file)]
+    pictures = [file for file in section.pictures if file not in plots]
+    shown = pictures_html(plots, "plot")
+    folded = f"<details><summary>Pictures</summary>{pictures_html(pictures, 'wide')}</details>" if pictures else ""
+    record = html.escape(json.dumps(section.record))
     return (
-        f"<section><h3>{html.escape(section.label)}</h3>{tables}{pictures_html(plots, names)}{folded}"
+        f"<section><h3>{html.escape(section.label)}</h3>{to_html(deepened(section.tables, 2))}{shown}{folded}"
         f"<dl>{rows}</dl><details><summary>Record (JSON)</summary><pre>{record}</pre></details></section>"
     )
 
 
-def pictures_html(files: Sequence[Path], rows: Sequence[str]) -> str:
-    """The files as figures; `rows` are the encoders of a contact sheet's rows."""
+def is_picture(section: Section, file: Path) -> bool:
+    """Whether a file shows pictures, rather than a plot, whose colours the page may turn round."""
+    return section.name == "strips" or file.stem in ("contact_sheet", "strip") or file.name.startswith("examples-")
+
+
+def pictures_html(files: Sequence[Path], kind: str) -> str:
     figures = []
     for file in files:
-        data = base64.b64encode(file.read_bytes()).decode()
         name = html.escape(file.stem.replace("_", " "))
-        if file.stem == "contact_sheet":
-            name += html.escape(f": what prompts describe, then {', '.join(rows)}")
-        width, height = Image.open(file).size
-        shape = ' class="wide"' if width > 1.9 * height else ""
-        picture = f'<img alt="{name}" src="data:image/png;base64,{data}">'
-        figures.append(f"<figure{shape}>{picture}<figcaption>{name}</figcaption></figure>")
+        picture = f'<img alt="{name}" loading="lazy" src="data:image/webp;base64,{compressed(file, kind)}">'
+        figures.append(f'<figure class="{kind}">{picture}<figcaption>{name}</figcaption></figure>')
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+
+
+def compressed(file: Path, kind: str) -> str:
+    """A picture of at most `WIDEST` pixels across as WebP, in base64: plots without loss, others at half of it."""
+    image = Image.open(file).convert("RGB")
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
+    if kind == "plot":
+        image = image.quantize(64).convert("RGB")
+    data = io.BytesIO()
+    image.save(data, "WEBP", method=6, **({"lossless": True} if kind == "plot" else {"quality": 55}))
+    return base64.b64encode(data.getvalue()).decode()
 
 
 def write_report(folder: Path, page: Path, results: Path | None = None) -> list[Section]:
@@ -189,9 +221,6 @@ PAGE = Template("""<!DOCTYPE html>
 <title>TULIP: evaluation</title>
 <style>
 :root { color-scheme: light dark; --ink: #1f2328; --quiet: #5c636a; --paper: #fdfcf9; --line: #dcd9d2; --card: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e3dc; --quiet: #9aa0a6; --paper: #17181a; --line: #35373b; --card: #1f2123; }
-}
 body { background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; margin: 0 auto;
        max-width: 72rem; padding: 2rem 1.25rem 5rem; }
 h1 { font-size: 2rem; margin: 0 0 .5rem; } h2 { margin: 3.5rem 0 .25rem; } h3 { margin: 0 0 .75rem; }
@@ -204,18 +233,25 @@ th, td { border-bottom: 1px solid var(--line); padding: .35rem .8rem; text-align
 th { vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; } td em { color: var(--quiet); }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: min(100%, 32rem); }
-img { background: #fff; border-radius: .4rem; display: block; height: auto; max-width: 100%; }
 figure.wide { max-width: 100%; }
+img { border-radius: .4rem; display: block; height: auto; max-width: 100%; }
+.plot img { mix-blend-mode: multiply; }
 figcaption, dl, summary { color: var(--quiet); font-size: .85rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; margin: 1rem 0 .5rem; }
 dd { margin: 0; }
-summary { cursor: pointer; margin: .5rem 0; } pre { font-size: .75rem; max-height: 26rem; overflow: auto; }
+summary { cursor: pointer; margin: .5rem 0; }
+pre { font-size: .75rem; max-height: 26rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e3dc; --quiet: #9aa0a6; --paper: #17181a; --line: #35373b; --card: #1f2123; }
+  .plot img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; }
+}
 </style>
 </head>
 <body>
 <h1>TULIP: evaluation</h1>
 <p>Every figure on this page was measured by the command below it; its record is folded in behind it. What papers have
-printed is in italics and says so.</p>
+published is in italics and says so.</p>
+$summary
 <nav><ul>
 $contents
 </ul></nav>

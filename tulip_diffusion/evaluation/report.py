@@ -23,8 +23,6 @@ from .plan import evaluations
 from .provenance import FILE, read_provenance
 from .summary import summary
 
-WIDEST = 1200  # pixels of a picture on the page
-
 # Name of a record -> title and how to read it, in the order of the report.
 TITLES = {
     "generation": (
@@ -186,21 +184,22 @@ def pictures_html(files: Sequence[Path], kind: str) -> str:
     figures = []
     for file in files:
         name = html.escape(file.stem.replace("_", " "))
-        picture = f'<img alt="{name}" loading="lazy" src="data:image/webp;base64,{compressed(file, kind)}">'
+        picture = f'<img alt="{name}" loading="lazy" src="data:image/webp;base64,{compressed(file)}">'
         figures.append(f'<figure class="{kind}">{picture}<figcaption>{name}</figcaption></figure>')
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
-def compressed(file: Path, kind: str) -> str:
-    """A picture of at most `WIDEST` pixels across as WebP, in base64: plots without loss, others at half of it."""
+def compressed(file: Path) -> str:
+    """A picture as WebP in base64: few colours without loss or all with some, whichever is smaller."""
     image = Image.open(file).convert("RGB")
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, round(image.height * WIDEST / image.width)), Image.Resampling.LANCZOS)
-    if kind == "plot":
-        image = image.quantize(64).convert("RGB")
+    few = webp(image.quantize(64).convert("RGB"), lossless=True)
+    return base64.b64encode(min(few, webp(image, quality=60), key=len)).decode()
+
+
+def webp(image: Image.Image, **how: Any) -> bytes:
     data = io.BytesIO()
-    image.save(data, "WEBP", method=6, **({"lossless": True} if kind == "plot" else {"quality": 55}))
-    return base64.b64encode(data.getvalue()).decode()
+    image.save(data, "WEBP", **how)
+    return data.getvalue()
 
 
 def write_report(folder: Path, page: Path, results: Path | None = None) -> list[Section]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing
 
 from .cross_attention import watched_attention
@@ -71,9 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoders", nargs="+", default=["clip", "clip-windows", "tulip"], help="as in `evaluate prompts`"
     )
-    parser.add_argument("--seed", type=int, default=0, help="the starting noise (default 0)")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="the starting noise (default 0)")
     add_drawing(parser)
-    parser.add_argument("--out", type=Path, default=Path("outputs/attribution"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/attribution"), help="folder for the results"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

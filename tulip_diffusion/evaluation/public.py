@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing, write_text
 from tulip_diffusion.tokenization import load_tokenizer
 
@@ -35,7 +36,7 @@ LENGTHS = (77, 154, 248, 500)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sets = ", ".join(PUBLIC_SETS)
     parser.add_argument("--data", required=True, metavar="NAME=PATH", help=f"the set and where it lies: {sets}")
-    parser.add_argument("--count", type=int, help="the first so many prompts only")
+    parser.add_argument("--count", type=arguments.count, help="the first so many prompts only")
     parser.add_argument(
         "--model", help="SDXL weights: a folder, a Hub id or a single file (default: the small family)"
     )
@@ -48,15 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "any encoder file, folder or Hub id for the first slot",
     )
     parser.add_argument(
-        "--pictures", type=int, default=1, help="pictures of each prompt, from other noise (default 1)"
+        "--pictures", type=arguments.count, default=1, help="pictures of each prompt, from other noise (default 1)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt's noise (default 0)")
+    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the first prompt's noise (default 0)")
     add_drawing(parser)
     parser.add_argument("--image-tower", metavar="ENCODER", help="a CLIP to measure the diversity of --pictures with")
     parser.add_argument(
         "--score", nargs="+", metavar="ENCODER=FILE", help="what the set's scorer has written about the pictures"
     )
-    parser.add_argument("--out", type=Path, default=Path("outputs/prompts"), help="folder for pictures and results")
+    parser.add_argument(
+        "--out", type=arguments.new_folder, default=Path("outputs/prompts"), help="folder for pictures and results"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from tulip_diffusion.embedded import ENCODERS
 from tulip_diffusion.files import write_text
 
+from .plan import ENCODERS as PLANNED
 from .plan import evaluations
 from .provenance import FILE, read_provenance
 from .summary import summary
@@ -148,7 +149,8 @@ def html_report(found: Sequence[Section]) -> str:
 
 
 def summary_of(found: Sequence[Section]) -> str:
-    return summary({section.label: section.record["results"] for section in found}, ENCODERS)
+    names = {name: ENCODERS[name].description for name in PLANNED}
+    return summary({section.label: section.record["results"] for section in found}, names)
 
 
 def to_html(text: str) -> str:

@@ -12,10 +12,10 @@ from tulip_diffusion.evaluation.details import details, sentences_shown, summari
 from tulip_diffusion.evaluation.drawing import contact_sheet, draw_captions
 from tulip_diffusion.evaluation.negatives import effect, named_things
 from tulip_diffusion.evaluation.prompts import PROMPTS, bin_means, position_after, position_of, prompts_of
+from tulip_diffusion.prompt_description import describe_prompt
 from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.scenes.render import render, render_array
 from tulip_diffusion.tokenization import load_tokenizer
-from tulip_diffusion.windows import describe_prompt
 
 
 @pytest.mark.parametrize("prompts", ["full", "references", "500"])

@@ -111,12 +111,16 @@ class Encoder:
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         return self.encode_ids(self.tokenize(texts))
 
-    @torch.no_grad()
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Features (pictures, dim), for FineLIP (pictures, slots + 1, dim)."""
+        return self.encode_pixels(self.processor(list(pictures), return_tensors="pt").pixel_values)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """The same of pixels (pictures, 3, size, size), as `processor` makes them."""
         tower = self.towers.image_encoder
         assert tower is not None  # `open_pair` has refused
-        pixels = self.processor(list(pictures), return_tensors="pt").pixel_values.to(self.device, tower.dtype)
+        pixels = pixels.to(self.device, tower.dtype)
         if isinstance(self.towers, FineLIP):
             return self.towers.encode_images(pixels).float().cpu()
         return tower(pixel_values=pixels).image_embeds.float().cpu()

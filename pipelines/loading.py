@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..tokenization import thread_safe
 from .checks import check_components, check_folder, first_encoder, load_first_encoder
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class TulipLoadingMixin(Stock):
         if modules.get("text_encoder") is not None:
             modules["text_encoder"] = first_encoder(modules["text_encoder"])
         check_components(modules)
+        for name in ("tokenizer", "tokenizer_2"):
+            if modules.get(name) is not None:
+                thread_safe(modules[name])  # a prompt may be described while another one is drawn
         super().register_modules(**modules)
 
 

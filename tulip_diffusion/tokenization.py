@@ -4,9 +4,14 @@ import functools
 import gzip
 import html
 import importlib.util
+import threading
 from pathlib import Path
+from typing import Any, TypeVar
 
-from transformers import CLIPTokenizer
+from transformers import BatchEncoding, CLIPTokenizer, PreTrainedTokenizerBase
+
+Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
+_encoding = threading.RLock()
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_MERGES = 49152 - 256 - 2  # the file holds more; CLIP was trained with this many
@@ -50,6 +55,28 @@ def clean_text(text: str) -> str:
     return text.replace("<start_of_text>", BOS).replace("<end_of_text>", EOS)
 
 
+def thread_safe(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer` itself, which from now on encodes for one thread at a time, whoever calls it.
+
+    transformers keeps padding and truncation in the tokenizer: each call sets them, then encodes. A thread that comes
+    between the two gets its text padded or cut as the other thread wanted.
+    """
+    if not isinstance(tokenizer.__dict__.get("_encode_plus"), _OneAtATime):
+        tokenizer._encode_plus = _OneAtATime(tokenizer)
+    return tokenizer
+
+
+class _OneAtATime:
+    """`tokenizer._encode_plus` under a lock; an object, so that tokenizers stay picklable and copyable."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+        with _encoding:
+            return type(self.tokenizer)._encode_plus(self.tokenizer, *args, **kwargs)
+
+
 class OpenClipTokenizer(CLIPTokenizer):
     """`CLIPTokenizer` with open_clip's text cleaning: the ids that CLIP models were trained on, for any string.
 
@@ -66,11 +93,12 @@ class OpenClipTokenizer(CLIPTokenizer):
             return clean_text(value) if isinstance(value, str) else [clean(item) for item in value]
 
         text_pair = None if text_pair is None else clean(text_pair)
-        return super()._encode_plus(clean(text), text_pair, **kwargs)
+        with _encoding:
+            return super()._encode_plus(clean(text), text_pair, **kwargs)
 
 
 def load_tokenizer(max_length: int = 77, pad_token: str = EOS, clean: bool = False) -> CLIPTokenizer:
-    """CLIP's tokenizer with the real vocabulary, read from installed files alone.
+    """CLIP's tokenizer with the real vocabulary, read from installed files alone. Threads may share it.
 
     Args:
         max_length: `model_max_length`, in tokens, BOS and EOS included.
@@ -86,4 +114,5 @@ def load_tokenizer(max_length: int = 77, pad_token: str = EOS, clean: bool = Fal
     if pad_token not in vocabulary:
         raise ValueError(f'pad_token must be one of CLIP\'s tokens, such as "{EOS}" or "!", got {pad_token!r}.')
     tokenizer_class = OpenClipTokenizer if clean else CLIPTokenizer
-    return tokenizer_class(dict(vocabulary), list(merges), pad_token=pad_token, model_max_length=max_length)
+    tokenizer = tokenizer_class(dict(vocabulary), list(merges), pad_token=pad_token, model_max_length=max_length)
+    return thread_safe(tokenizer)

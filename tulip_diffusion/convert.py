@@ -1,14 +1,33 @@
 """The command `convert`: from any layout of checkpoints to a transformers folder or to open_clip's keys."""
 
 import argparse
+import fnmatch
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import add_command, refuse, weights, whole, writable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+    from .models.checkpoints import ClipTowers
 
 CLIP_VOCABULARY = 49408
 LAYOUTS = ("auto", "openai", "open_clip", "tulip", "tulip_cope", "longclip", "finelip", "transformers", "sdxl")
 FILES = (".pt", ".safetensors")
+# What a folder holds that `convert` wrote: --overwrite replaces these and nothing else.
+WRITTEN = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+# Fields of a configuration that no tensor under open_clip's names tells.
+UNSAID = ("hidden_act", "num_attention_heads", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id")
+UNSAID_OF_TULIP = ("position_encoding", "rope_parameters", "attention_scaling", "attention_scaling_base")
 OTHER_FILES = (".bin", ".ckpt", ".pth", ".gguf", ".onnx", ".json", ".zip")
 
 
@@ -28,7 +47,9 @@ def register(subparsers: Any) -> None:
         "turn any CLIP, TULIP, Long-CLIP or FineLIP checkpoint into a transformers folder, or open_clip's keys",
         "Read a text encoder from a checkpoint file, a folder or a Hub id, and write a transformers folder (with "
         "tokenizer, for CLIP's vocabulary), or a file under open_clip's keys where DEST ends in .pt or .safetensors. "
-        "Whole CLIPs keep their image tower in open_clip's layout.",
+        "A file keeps a whole CLIP's image tower and temperature; a folder has the text encoder alone. A .safetensors "
+        "file also holds what its tensors do not tell: rotation, activation, heads, attention scaling. What to pass "
+        "when you load a .pt file is printed.",
         "tulip-diffusion convert tulip_stage2.pt outputs/tulip --layout tulip --rope paper",
     )
     parser.add_argument("source", type=weights, help="checkpoint file, transformers folder, pipeline folder or Hub id")
@@ -40,39 +61,29 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--rope", choices=("released", "paper"), help="the rotation, which TULIP's files do not store")
     parser.add_argument("--hidden-act", choices=("gelu", "quick_gelu"), help="activation, where the file is silent")
     parser.add_argument("--heads", type=whole(1, 1024), help="attention heads (default: width / 64)")
+    parser.add_argument("--attention-scaling", choices=("none", "log"), help="of a TULIP encoder (default: as stored)")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the weights"
     )
     parser.add_argument("--to-tulip", action="store_true", help="swap a CLIP's positions for rotary ones, untrained")
-    parser.add_argument("--overwrite", action="store_true", help="replace DEST if it exists")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace DEST, if it is a file or convert's own folder"
+    )
 
 
 def convert(options: argparse.Namespace) -> None:
     to_file = options.dest.suffix.lower() in FILES
     check_destination(options, to_file)
 
-    import torch
-
-    from .models.checkpoints import load_clip, load_text_encoder
-    from .models.text_encoder import from_clip
     from .progress import hide_loading_bars
 
     hide_loading_bars()
-    config = {"hidden_act": options.hidden_act, "num_attention_heads": options.heads}
-    config = {field: value for field, value in config.items() if value is not None}
-    dtype = getattr(torch, options.dtype)
-    image_encoder = logit_scale = None
-    if to_file and options.subfolder is None:
-        towers = load_clip(options.source, options.layout, rope=options.rope, dtype=dtype, **config)
-        text_encoder, image_encoder, logit_scale = towers
-    else:
-        text_encoder = load_text_encoder(
-            options.source, options.layout, subfolder=options.subfolder, rope=options.rope, dtype=dtype, **config
-        )
-    if options.to_tulip:
-        text_encoder = from_clip(text_encoder)
-    write(options.dest, text_encoder, image_encoder, logit_scale, to_file)
+    towers = read(options, to_file)
+    notes = write(options.dest, towers, to_file)
+    text_encoder = towers.text_encoder
     print(f"{type(text_encoder).__name__} of {text_encoder.num_parameters():,} parameters written to {options.dest}")
+    for note in notes:
+        print(note)
 
 
 def check_destination(options: argparse.Namespace, to_file: bool) -> None:
@@ -84,22 +95,61 @@ def check_destination(options: argparse.Namespace, to_file: bool) -> None:
     if dest.exists() and dest.is_dir() == to_file:
         there, wanted = ("folder", "file") if dest.is_dir() else ("file", "folder")
         raise FileExistsError(f"{dest} is a {there}, and a {wanted} would be written. Name another DEST.")
+    if dest.is_dir() and (others := others_in(dest)):
+        raise FileExistsError(
+            f"{dest} holds what convert did not write: {', '.join(others[:3])}{' …' * (len(others) > 3)}. "
+            "Name another DEST."
+        )
 
 
-def write(dest: Path, text_encoder: Any, image_encoder: Any, logit_scale: float | None, to_file: bool) -> None:
-    """Write a transformers folder, or a file under open_clip's keys, whole or not at all."""
+def others_in(folder: Path) -> list[str]:
+    """Names in `folder` that are not convert's."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in WRITTEN)]
+
+
+def read(options: argparse.Namespace, whole: bool) -> "ClipTowers":
+    """The encoder as asked for; with its image tower and temperature if `whole`."""
+    import torch
+
+    from .models.checkpoints import ClipTowers, load_clip, load_text_encoder
+    from .models.text_encoder import from_clip
+
+    config = {
+        "hidden_act": options.hidden_act,
+        "num_attention_heads": options.heads,
+        "attention_scaling": None if options.to_tulip else options.attention_scaling,
+    }
+    config = {field: value for field, value in config.items() if value is not None}
+    how: dict[str, Any] = {"rope": options.rope, "dtype": getattr(torch, options.dtype), **config}
+    if whole and options.subfolder is None:
+        towers = load_clip(options.source, options.layout, **how)
+    else:
+        text_encoder = load_text_encoder(options.source, options.layout, subfolder=options.subfolder, **how)
+        towers = ClipTowers(text_encoder, None, None)
+    if options.to_tulip:
+        scaling = {"attention_scaling": options.attention_scaling} if options.attention_scaling else {}
+        towers = towers._replace(text_encoder=from_clip(towers.text_encoder, **scaling))
+    return towers
+
+
+def write(dest: Path, towers: "ClipTowers", to_file: bool) -> list[str]:
+    """Write a folder or a file, whole or not at all; returns what the user should know about it."""
     from safetensors import SafetensorError
 
     from .files import replacing
 
     try:
         with replacing(dest) as unfinished:
-            if to_file:
-                _write_open_clip(unfinished, text_encoder, image_encoder, logit_scale)
-            else:
-                _write_folder(unfinished, text_encoder)
+            if not to_file:
+                _write_folder(unfinished, towers.text_encoder)
+                return []
+            state = _write_open_clip(unfinished, towers)
     except (RuntimeError, SafetensorError) as error:  # what torch and safetensors raise where the disk is full
         raise OSError(f"{dest} could not be written: {error}") from error
+    notes = [] if dest.suffix.lower() == ".safetensors" else how_to_load(dest, towers, state)
+    missed = missed_elsewhere(towers.text_encoder.config)
+    return notes if missed is None else [*notes, missed]
 
 
 def _write_folder(folder: Path, text_encoder: Any) -> None:
@@ -110,14 +160,65 @@ def _write_folder(folder: Path, text_encoder: Any) -> None:
         load_tokenizer(max(text_encoder.config.max_position_embeddings, 77)).save_pretrained(folder)
 
 
-def _write_open_clip(file: Path, text_encoder: Any, image_encoder: Any, logit_scale: float | None) -> None:
+def _write_open_clip(file: Path, towers: "ClipTowers") -> "dict[str, Tensor]":
     import torch
     from safetensors.torch import save_file
 
     from .models.checkpoints import export_open_clip
 
-    state = export_open_clip(text_encoder, image_encoder, logit_scale)
+    state = {name: value.contiguous() for name, value in export_open_clip(*towers).items()}
     if file.suffix.lower() == ".safetensors":
-        save_file({key: value.contiguous() for key, value in state.items()}, file)
+        save_file(state, file, metadata(towers))
     else:
         torch.save(state, file)
+    return state
+
+
+def metadata(towers: "ClipTowers") -> dict[str, str]:
+    """What a safetensors file says of itself: the configurations that its tensors do not tell."""
+    from .models.checkpoint_files import METADATA
+
+    said = {"text": unsaid(towers.text_encoder.config)}
+    if towers.image_encoder is not None:
+        said["image"] = unsaid(towers.image_encoder.config)
+    return {"format": "pt", METADATA: json.dumps(said)}
+
+
+def unsaid(config: "PreTrainedConfig") -> dict[str, Any]:
+    """Fields of a tower's `config` that no tensor tells."""
+    from .models.positions import is_tulip
+
+    fields = UNSAID if not is_tulip(config) else (*UNSAID, *UNSAID_OF_TULIP, "max_position_embeddings")
+    return {field: value for field, value in config.to_dict().items() if field in fields}
+
+
+def how_to_load(file: Path, towers: "ClipTowers", state: dict[str, "Tensor"]) -> list[str]:
+    """The calls that read a .pt file back as it was, where plain ones would not."""
+    from transformers import CLIPTextConfig, CLIPVisionConfig
+
+    from .models.layouts import to_transformers
+    from .models.text_encoder import TulipTextConfig
+
+    renamed, encoder = to_transformers(state), towers.text_encoder
+    text_class = TulipTextConfig if "position_encoding" in renamed.text_config else CLIPTextConfig
+    calls = [("load_text_encoder", encoder.config, text_class(**renamed.text_config))]
+    if towers.image_encoder is not None:
+        calls.append(("load_image_encoder", towers.image_encoder.config, CLIPVisionConfig(**renamed.image_config)))
+    lines = []
+    for name, config, assumed in calls:
+        guess = assumed.to_dict()
+        passed = {field: value for field, value in unsaid(config).items() if guess[field] != value}
+        if passed:
+            arguments = ", ".join([repr(str(file)), *(f"{field}={value!r}" for field, value in passed.items())])
+            lines.append(f"A .pt file cannot say how it runs. Load it with {name}({arguments})")
+    return lines
+
+
+def missed_elsewhere(config: "PreTrainedConfig") -> str | None:
+    """One line on what programs other than this one make of a TULIP encoder under open_clip's names."""
+    from .models.positions import is_tulip
+
+    if not is_tulip(config):
+        return None
+    scaling = " and its attention scaling" if config.attention_scaling != "none" else ""
+    return f"Other programs do not know this encoder's positions{scaling}: as a plain CLIP its states are wrong."

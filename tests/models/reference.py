@@ -5,8 +5,42 @@ One function for all of them, written from the papers and the layout alone: what
 
 import math
 
+import open_clip
 import torch
 import torch.nn.functional as F
+
+from tulip_diffusion import stretch_position_embeddings
+
+VISION = {"layers": 2, "width": 64, "patch_size": 16, "image_size": 32, "head_width": 32}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2}
+IDS = torch.full((2, 248), 0)
+IDS[0, :5] = torch.tensor([49406, 320, 256, 1125, 49407])
+IDS[1] = torch.randint(300, 40000, (248,), generator=torch.Generator().manual_seed(0))
+IDS[1, 0], IDS[1, -1] = 49406, 49407
+
+
+def open_clip_model(quick_gelu=False):
+    torch.manual_seed(0)
+    model = open_clip.model.CLIP(embed_dim=32, vision_cfg=VISION, text_cfg=TEXT, quick_gelu=quick_gelu).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def longclip_state(whole_clip):
+    stretched = stretch_position_embeddings(whole_clip["positional_embedding"])
+    trained = stretched + 0.05 * torch.randn_like(stretched)
+    return {**whole_clip, "positional_embedding": stretched, "positional_embedding_res": trained}
+
+
+def assert_agrees(model, reference, ids):
+    expected_states, expected_embeds = reference
+    with torch.no_grad():
+        output = model(ids, output_hidden_states=True)
+    torch.testing.assert_close(output.text_embeds, expected_embeds, atol=5e-5, rtol=0)
+    for ours, expected in zip(output.hidden_states, expected_states, strict=True):
+        torch.testing.assert_close(ours, expected, atol=3e-4, rtol=0)
 
 
 def causal_mask(tokens):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from transformers import AutoModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig
 from transformers import CLIPVisionModelWithProjection as VisionModel
 
-from tests.models.test_checkpoints import longclip_state, open_clip_model
+from tests.models.reference import longclip_state, open_clip_model
 from tulip_diffusion.models.finelip import (
     FineLIP,
     FineLIPConfig,

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizerB
 
 from tulip_diffusion import arguments
 from tulip_diffusion.embedded import ASSETS, ENCODERS, load_embedded_towers
-from tulip_diffusion.models.checkpoints import ClipTowers, load_clip, load_image_encoder
+from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
 from tulip_diffusion.models.finelip import FineLIP, FineLIPModel, fine_score, load_finelip
 from tulip_diffusion.models.positions import table_length
 from tulip_diffusion.provenance import weights_hash
@@ -188,7 +188,7 @@ def open_encoder(source: str, options: argparse.Namespace) -> Encoder:
         source = source.removeprefix("finelip:")
         own = tokenizer_and_processor(Path(source))
         return Encoder(f"{Path(source).name} fine", load_finelip(source), *own, length, device)
-    towers = towers_of(source, getattr(options, "layout", "auto"), getattr(options, "rope", None))
+    towers = load_clip(source, getattr(options, "layout", "auto"), rope=getattr(options, "rope", None))
     return Encoder(Path(source).name, towers, *tokenizer_and_processor(Path(source)), length, device)
 
 
@@ -214,14 +214,6 @@ def family_towers(name: str, assets: Path = ASSETS) -> tuple[ClipTowers | FineLI
     if not refinement.is_dir():
         return towers, tokenizer
     return FineLIP(*towers[:2], FineLIPModel.from_pretrained(refinement).float()), tokenizer
-
-
-def towers_of(source: str, layout: str, rope: str | None) -> ClipTowers:
-    """Any CLIP; a folder of a training stage has its image tower in `image_encoder/`."""
-    towers, tuned = load_clip(source, layout, rope=rope), Path(source) / "image_encoder"
-    if towers.image_encoder is None and tuned.is_dir():
-        return towers._replace(image_encoder=load_image_encoder(tuned))
-    return towers
 
 
 def tokenizer_and_processor(folder: Path) -> tuple[PreTrainedTokenizerBase, Any]:

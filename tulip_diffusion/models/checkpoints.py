@@ -1,22 +1,17 @@
 """Load a CLIP, TULIP, Long-CLIP or FineLIP encoder from any file, folder or Hub id, and write open_clip's names back.
 
-Nothing is loaded in part: a key or shape that does not fit is an error that names it. Pickles are read with
-`weights_only=True` alone.
+Nothing is loaded in part: a key or shape that does not fit is an error that names it.
 """
 
-import pickle
-import zipfile
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -25,26 +20,19 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .layouts import Towers, openai_name, to_openai, to_transformers
-from .text_encoder import TulipTextConfig, TulipTextModelWithProjection, projecting_class
+from .checkpoint_files import Checkpoint, Source, in_one_line, open_checkpoint
+from .layouts import Towers, openai_name, published_activation, rope_parameters, to_openai, to_transformers
+from .positions import is_tulip
+from .text_encoder import TulipTextConfig, TulipTextModelWithProjection, align_weights, projecting_class
 
 logger = logging.get_logger(__name__)
 
-Source: TypeAlias = str | Path | Mapping[str, Any]
 TextEncoder: TypeAlias = CLIPTextModelWithProjection | TulipTextModelWithProjection
-FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-# TULIP's and open_clip's training checkpoints keep learning rates as numpy scalars: these types, and no others.
-_scalar = numpy.float64(0).__reduce__()[0]
-NUMPY_SCALARS: list[Any] = [
-    (_scalar, "numpy.core.multiarray.scalar"),  # the name before numpy 2
-    (_scalar, "numpy._core.multiarray.scalar"),
-    numpy.dtype,
-    numpy.dtypes.Float64DType,
-    numpy.dtypes.Float32DType,
-    numpy.dtypes.Int64DType,
-]
+IMAGE_FOLDER = "image_encoder"  # where training leaves the image tower, beside the text tower's files
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 
 
 class ClipTowers(NamedTuple):
@@ -69,11 +57,11 @@ def load_text_encoder(
     Args:
         source: a checkpoint file, a transformers folder (sharded or not), a pipeline folder, a Hub id, or a state
             dict.
-        layout: one of `layouts.LAYOUTS`. "auto" goes by the keys. TULIP's stage 2 has the keys of an ordinary CLIP:
-            "auto" tells it by the optimizer stored with it, or by a `rope` or `rope_parameters` that you pass. Where
-            there is none of these, pass "tulip".
-        subfolder: which encoder of an SDXL folder or single file: "text_encoder" (the default there) or
-            "text_encoder_2".
+        layout: one of `layouts.LAYOUTS`. "auto" goes by the keys, and a folder by its config.json. TULIP's stage 2 has
+            the keys of an ordinary CLIP: "auto" tells it by the optimizer stored with it, or by a `rope` or
+            `rope_parameters` that you pass. Where there is none of these, pass "tulip".
+        subfolder: which encoder of a pipeline's folder or of a file with several: "text_encoder" (the default there)
+            or "text_encoder_2".
         rope: what TULIP's files forgot to store: "released" (the default) is theta 10,000, as the official evaluation
             rebuilds it, "paper" is NTK scaling from 77 to 248 tokens. Anything else goes into `rope_parameters`.
         dtype: of the returned weights.
@@ -87,54 +75,53 @@ def load_text_encoder(
 
     Raises:
         FileNotFoundError: `source` is a path that does not exist, or a folder without a model.
-        ValueError: the file is damaged, of no known layout, needs more than tensors to unpickle, or a key is missing,
-            unexpected, or of the wrong shape.
+        ValueError: the file is damaged, of no known layout, needs more than tensors to unpickle, does not say its
+            activation, or a key is missing, unexpected, or of the wrong shape.
+        OSError: a Hub id that cannot be fetched.
     """
-    if (folder := _model_folder(source)) is not None:
-        return _text_encoder_from_folder(folder, subfolder, dtype, config)
-    if "rope_parameters" in config:
-        rope = rope or "released"
-    towers = _towers(source, layout, subfolder, rope, "hidden_act" in config)
-    return _text_encoder(towers, _name(source), dtype, config)
+    checkpoint = open_checkpoint(source, subfolder)
+    return _text_encoder(checkpoint, _towers(checkpoint, layout, subfolder, rope, config), dtype, rope, config)
 
 
 def load_image_encoder(
     source: Source, layout: str = "auto", *, dtype: torch.dtype = torch.float32, **config: Any
 ) -> CLIPVisionModelWithProjection:
-    """Load the image tower of a whole CLIP, in eval mode; `config` overrides `CLIPVisionConfig` fields.
+    """Load the image tower of a whole CLIP, or the one that training left in a folder, in eval mode.
+
+    `config` overrides `CLIPVisionConfig` fields.
 
     Raises:
         ValueError: as [`load_text_encoder`], and where the source has no ViT.
     """
-    if (folder := _model_folder(source)) is not None:
-        fields = AutoConfig.from_pretrained(folder)
-        if fields.model_type == "clip":  # the whole model's projection counts, whatever its vision_config says
-            config.setdefault("projection_dim", fields.projection_dim)
-        fields = _override(getattr(fields, "vision_config", fields), config)
-        return _from_pretrained(CLIPVisionModelWithProjection, folder, fields, {"dtype": dtype})
-    towers = _towers(source, layout, None, None, "hidden_act" in config)
-    image_encoder = _image_encoder(towers, _name(source), dtype, config)
-    if image_encoder is None:
-        raise ValueError(f"{_name(source)} has no ViT image tower ({towers.layout} layout).")
-    return image_encoder
+    if _left_by_training(source):
+        return load_image_encoder(Path(source) / IMAGE_FOLDER, dtype=dtype, **config)  # type: ignore[arg-type]
+    checkpoint = open_checkpoint(source)
+    towers = _towers(checkpoint, layout, None, None, config)
+    if not towers.image:
+        raise ValueError(f"{checkpoint.name} has no ViT image tower ({towers.layout} layout).")
+    return _image_encoder(checkpoint, towers, dtype, config)
 
 
 def load_clip(
     source: Source, layout: str = "auto", *, rope: str | None = None, dtype: torch.dtype = torch.float32, **config: Any
 ) -> ClipTowers:
-    """Load text tower, image tower and temperature (its logarithm) together; arguments as [`load_text_encoder`]."""
-    if (folder := _model_folder(source)) is not None:
-        text_encoder = _text_encoder_from_folder(folder, None, dtype, config)
-        if AutoConfig.from_pretrained(folder).model_type != "clip":
-            return ClipTowers(text_encoder, None, None)
-        logit_scale = CLIPModel.from_pretrained(folder, dtype=dtype).logit_scale.item()
-        return ClipTowers(text_encoder, load_image_encoder(folder, dtype=dtype), logit_scale)
-    towers = _towers(source, layout, None, rope, "hidden_act" in config)
-    return ClipTowers(
-        _text_encoder(towers, _name(source), dtype, config),
-        _image_encoder(towers, _name(source), dtype, {}),
-        None if towers.logit_scale is None else towers.logit_scale.item(),
-    )
+    """Load text tower, image tower and temperature (its logarithm) together; arguments as [`load_text_encoder`].
+
+    `hidden_act` goes to both towers, what else is in `config` to the text tower. Of a folder that training wrote, the
+    image tower is that in `image_encoder/`, and the temperature that of its run.json.
+    """
+    checkpoint = open_checkpoint(source)
+    towers = _towers(checkpoint, layout, None, rope, config)
+    text_encoder = _text_encoder(checkpoint, towers, dtype, rope, config)
+    for_image = {field: value for field, value in config.items() if field == "hidden_act"}
+    logit_scale = None if towers.logit_scale is None else towers.logit_scale.item()
+    if towers.image:
+        return ClipTowers(text_encoder, _image_encoder(checkpoint, towers, dtype, for_image), logit_scale)
+    if _left_by_training(source):
+        folder = Path(source)  # type: ignore[arg-type]
+        image_encoder = load_image_encoder(folder / IMAGE_FOLDER, dtype=dtype)
+        return ClipTowers(text_encoder, image_encoder, _trained_logit_scale(folder))
+    return ClipTowers(text_encoder, None, logit_scale)
 
 
 def export_open_clip(
@@ -159,82 +146,44 @@ def export_open_clip(
     return state
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint file onto the CPU, running no code from it.
+def _left_by_training(source: Source) -> bool:
+    """Whether `source` is a text tower's folder with the image tower that it was trained with inside."""
+    if isinstance(source, Mapping) or (Path(source) / "model_index.json").is_file():
+        return False  # the image encoder of a pipeline is an IP-Adapter's
+    return (Path(source) / IMAGE_FOLDER / "config.json").is_file()
 
-    Of an SDXL single file the text encoders' tensors alone are read. TorchScript archives (OpenAI's) are read by
-    torch's own C++ reader and give their state dict.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or its pickle needs more than tensors and numpy scalars.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+def _trained_logit_scale(folder: Path) -> float | None:
+    if not (folder / "run.json").is_file():
+        return None
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                keys = file.keys()
-                conditioner = [key for key in keys if key.startswith("conditioner.")]
-                return {key: file.get_tensor(key) for key in conditioner or keys}
-        if _is_torchscript(path):
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, and unpickling that could run any code. If you trust its author, "
-            f"convert it: torch.save(torch.load({str(path)!r}, weights_only=False)['state_dict'], 'tensors.pt'). "
-            f"What was refused: {str(error).splitlines()[0]}"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read; it is truncated or no checkpoint: {error}") from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a state dict.")
-    return dict(checkpoint)
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return None if run.get("logit_scale") is None else float(run["logit_scale"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: {error}") from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _model_folder(source: Source) -> str | None:
-    """`source` as transformers' from_pretrained takes it, or None where it is a file or a state dict."""
-    if isinstance(source, Mapping):
-        return None
-    path = Path(source)
-    if path.is_dir():
-        if any(path.glob("config.json")) or any(path.glob("model_index.json")):
-            return str(path)
-        if len(_checkpoint_files(path)) == 1:
-            return None
-        raise FileNotFoundError(f"{path} has no config.json, model_index.json or single checkpoint file.")
-    if path.is_file():
-        return None
-    name = str(source)
-    if path.suffix in FILE_SUFFIXES or path.is_absolute() or name.count("/") != 1 or name.startswith("."):
-        raise FileNotFoundError(f"There is no file or folder {path}.")
-    return name  # a Hub id
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.suffix in FILE_SUFFIXES]
-
-
-def _name(source: Source) -> str:
-    return "The state dict" if isinstance(source, Mapping) else str(source)
-
-
-def _towers(source: Source, layout: str, subfolder: str | None, rope: str | None, says_activation: bool) -> Towers:
-    if not isinstance(source, Mapping):
-        path = Path(source)
-        source = read_checkpoint(_checkpoint_files(path)[0] if path.is_dir() else path)
-    towers = to_transformers(source, layout, subfolder or "text_encoder", rope)
-    if towers.layout == "open_clip" and not says_activation:
+def _towers(
+    checkpoint: Checkpoint, layout: str, subfolder: str | None, rope: str | None, config: dict[str, Any]
+) -> Towers:
+    """`checkpoint` in transformers' names, with what is known of its configuration."""
+    if rope is None and "rope_parameters" in config:
+        rope = "released"  # whatever they say, it is TULIP's
+    if checkpoint.config is not None:
+        layout = "transformers"
+    if "position_encoding" in checkpoint.said.get("text", {}):
+        layout = "tulip_cope" if checkpoint.said["text"]["position_encoding"] == "cope" else "tulip"
+    try:
+        towers = to_transformers(checkpoint.weights, layout, subfolder, rope)
+    except (RuntimeError, IndexError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{checkpoint.name} holds tensors that no encoder has: {reason}") from error
+    if (
+        towers.layout == "open_clip"
+        and not checkpoint.said
+        and checkpoint.beside is None
+        and "hidden_act" not in config
+    ):
         logger.warning(
             "This file does not say its activation. Assuming exact GELU, as open_clip's own models have; pass "
             'hidden_act="quick_gelu" for weights that OpenAI trained.'
@@ -242,23 +191,98 @@ def _towers(source: Source, layout: str, subfolder: str | None, rope: str | None
     return towers
 
 
-def _text_encoder(towers: Towers, name: str, dtype: torch.dtype, config: dict[str, Any]) -> TextEncoder:
-    config_class = TulipTextConfig if "position_encoding" in towers.text_config else CLIPTextConfig
-    fields = _override(config_class(**towers.text_config), config)
+def _text_encoder(
+    checkpoint: Checkpoint, towers: Towers, dtype: torch.dtype, rope: str | None, config: dict[str, Any]
+) -> TextEncoder:
+    if not towers.text:
+        raise ValueError(f"{checkpoint.name} has no text tower.")
+    if rope is not None and "position_encoding" in towers.text_config:
+        config = {"rope_parameters": rope_parameters(rope), **config}
+    told = {**checkpoint.said.get("text", {}), **config}
+    fields = _override(_text_config(checkpoint, towers, told), told)
     weights = towers.text
     if "text_projection.weight" not in weights and towers.layout in ("sdxl", "transformers"):
-        _warn_of_identity(name)
-        weights = {**weights, "text_projection.weight": torch.eye(fields.hidden_size)}
-    return _build(projecting_class(fields), fields, weights, name, towers.layout, dtype)
+        logger.warning(
+            f"{checkpoint.name} has no text projection: text_embeds are the pooled states themselves (identity)."
+        )
+        fields.projection_dim = config.get("projection_dim", fields.hidden_size)
+        weights = {**weights, "text_projection.weight": torch.eye(fields.projection_dim, fields.hidden_size)}
+    return _build(projecting_class(fields), fields, weights, checkpoint.name, towers, dtype)
+
+
+def _text_config(checkpoint: Checkpoint, towers: Towers, told: dict[str, Any]) -> CLIPTextConfig:
+    """The text tower's configuration: that of its folder, or one beside the file, or else what the shapes tell."""
+    declared = checkpoint.config
+    if declared is None and towers.layout in ("transformers", "open_clip"):
+        declared = checkpoint.beside
+    if declared is not None and (config := _tower_config(declared, "text")) is not None:
+        where = f"{checkpoint.folder}/config.json"
+        if is_tulip(config) != ("position_encoding" in towers.text_config):
+            raise ValueError(f"{where} describes a {config.model_type}, which {checkpoint.name} does not hold.")
+        return _checked_sizes(config, towers.text_config, where, checkpoint.name)
+    sizes = dict(towers.text_config)
+    if "position_encoding" in sizes and "rope_parameters" not in {**sizes, **told} and towers.layout == "transformers":
+        raise ValueError(
+            f"{checkpoint.name} has no text_model.embeddings.position_embedding.weight. If it is a TULIP encoder, "
+            "keep the config.json that was saved with it beside it (or pass that folder), or pass rope='released'."
+        )
+    if "hidden_act" not in sizes:
+        sizes["hidden_act"] = _activation(checkpoint.name, sizes, told, image=False)
+    return _made(TulipTextConfig if "position_encoding" in sizes else CLIPTextConfig, sizes)
 
 
 def _image_encoder(
-    towers: Towers, name: str, dtype: torch.dtype, config: dict[str, Any]
-) -> CLIPVisionModelWithProjection | None:
-    if not towers.image:
-        return None
-    fields = _override(CLIPVisionConfig(**towers.image_config), config)
-    return _build(CLIPVisionModelWithProjection, fields, towers.image, name, towers.layout, dtype)
+    checkpoint: Checkpoint, towers: Towers, dtype: torch.dtype, config: dict[str, Any]
+) -> CLIPVisionModelWithProjection:
+    told = {**checkpoint.said.get("image", {}), **config}
+    declared = checkpoint.config or (checkpoint.beside if towers.layout in ("transformers", "open_clip") else None)
+    if declared is not None and (fields := _tower_config(declared, "vision")) is not None:
+        _checked_sizes(fields, towers.image_config, f"{checkpoint.folder}/config.json", checkpoint.name)
+    else:
+        sizes = dict(towers.image_config)
+        if "hidden_act" not in sizes:
+            sizes["hidden_act"] = _activation(checkpoint.name, sizes, told, image=True)
+        fields = _made(CLIPVisionConfig, sizes)
+    model_class = CLIPVisionModelWithProjection
+    return _build(model_class, _override(fields, told), towers.image, checkpoint.name, towers, dtype)
+
+
+def _tower_config(config: PreTrainedConfig, tower: str) -> Any:
+    """The "text" or "vision" tower's part of `config`, None where it describes the other one alone."""
+    if config.model_type == "clip":  # the whole model's projection counts, whatever its parts say
+        part = getattr(config, f"{tower}_config")
+        part.projection_dim = config.projection_dim
+        return part
+    of_text = config.model_type in ("clip_text_model", TulipTextConfig.model_type)
+    of_image = config.model_type == "clip_vision_model"
+    return config if (of_text if tower == "text" else of_image) else None
+
+
+def _checked_sizes(config: Any, sizes: dict[str, Any], where: str, name: str) -> Any:
+    """`config`, where the weights have its sizes."""
+    for size in SIZES:
+        given = getattr(config, size, None)
+        if size in sizes and given != sizes[size]:
+            raise ValueError(f"{where} says {size} {given}, but the weights in {name} have {sizes[size]}.")
+    return config
+
+
+def _activation(name: str, sizes: dict[str, Any], told: dict[str, Any], image: bool) -> str:
+    """`hidden_act` of a tower whose file does not say it, known by its sizes."""
+    if "hidden_act" in told:
+        return told["hidden_act"]
+    published = published_activation(sizes, image)
+    if published is None:
+        raise ValueError(
+            f"{name} does not say its activation, and no published CLIP has its sizes. Pass hidden_act='quick_gelu' "
+            "(OpenAI's) or 'gelu' (OpenCLIP's), --hidden-act on the command line, or keep its config.json beside it."
+        )
+    whose, activation = published
+    logger.warning(
+        f"{name} does not say its activation. It has the sizes of {whose}, so {activation}; pass hidden_act if that "
+        "is wrong."
+    )
+    return activation
 
 
 def _build(
@@ -266,12 +290,14 @@ def _build(
     config: PreTrainedConfig,
     weights: dict[str, Tensor],
     name: str,
-    layout: str,
+    towers: Towers,
     dtype: torch.dtype,
 ) -> Any:
     def in_file(keys: Iterable[str]) -> list[str]:
-        return sorted(set(keys) if layout in ("transformers", "sdxl") else {openai_name(key) for key in keys})
+        renamed = towers.layout not in ("transformers", "sdxl")
+        return sorted({openai_name(key) for key in keys} if renamed else set(keys))
 
+    _refuse_nonsense(config, name)
     with torch.device("meta"):
         expected = {key: tensor.shape for key, tensor in model_class(config).state_dict().items()}
     shapes = [
@@ -279,70 +305,47 @@ def _build(
         for key, shape in expected.items()
         if key in weights and weights[key].shape != shape
     ]
+    integers = [
+        f"{in_file([key])[0]} ({value.dtype})" for key, value in weights.items() if not value.is_floating_point()
+    ]
     missing, unexpected = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    _refuse(f"{name} ({layout} layout)", in_file(missing), in_file(unexpected), shapes)
-    model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
-    return model.eval()
+    problems = {
+        "missing": in_file(missing),
+        "unexpected": in_file(unexpected),
+        "wrong shape": shapes,
+        "no floating-point numbers": integers,
+    }
+    found = [f"{what}: {', '.join(which[:3])}{' …' * (len(which) > 3)}" for what, which in problems.items() if which]
+    if found:
+        raise ValueError(
+            f"{name} ({towers.layout} layout) does not fit the model; {'; '.join(found)}. Check `layout` and what "
+            "else you pass."
+        )
+    model: Any = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
+    align_weights(model)
+    return model
 
 
-def _refuse(name: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
-    found = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
-    problems = [f"{what}: {', '.join(which[:3])}{' …' * (len(which) > 3)}" for what, which in found.items() if which]
-    if problems:
-        raise ValueError(f"{name} does not fit the model; {'; '.join(problems)}. Check `layout` and overrides.")
+def _refuse_nonsense(config: Any, name: str) -> None:
+    """Values that transformers notices late, or never."""
+    heads, width = config.num_attention_heads, config.hidden_size
+    if heads < 1 or width % heads:
+        raise ValueError(
+            f"{name}: {heads} attention heads do not divide its width of {width}. Pass num_attention_heads."
+        )
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"{name}: hidden_act must be such as 'quick_gelu' or 'gelu', got {config.hidden_act!r}.")
 
 
 def _override(config: Any, fields: dict[str, Any]) -> Any:
-    if unknown := sorted(fields.keys() - config.to_dict().keys()):
+    known = config.to_dict()
+    if unknown := sorted(fields.keys() - known.keys()):
         raise ValueError(f"{type(config).__name__} has no field {', '.join(unknown)}.")
-    return type(config)(**{**config.to_dict(), **fields}) if fields else config
+    return _made(type(config), {**known, **fields}) if fields else config
 
 
-def _text_encoder_from_folder(
-    folder: str, subfolder: str | None, dtype: torch.dtype, config: dict[str, Any]
-) -> TextEncoder:
-    if subfolder is None and (Path(folder) / "model_index.json").is_file():
-        subfolder = "text_encoder"
-    where = {} if subfolder is None else {"subfolder": subfolder}
+def _made(config_class: Any, fields: dict[str, Any]) -> Any:
     try:
-        fields = AutoConfig.from_pretrained(folder, **where)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} has no configuration that can be read: {error}") from error
-    if fields.model_type == "clip":
-        config = {"projection_dim": fields.projection_dim, **config}
-        fields = fields.text_config
-    if fields.model_type not in ("clip_text_model", TulipTextConfig.model_type):
-        raise ValueError(f"{folder} holds a {fields.model_type}; expected clip, clip_text_model or tulip_text_model.")
-    if (variant := _only_variant(Path(folder) / (subfolder or ""))) is not None:
-        where["variant"] = variant
-    return _from_pretrained(projecting_class(fields), folder, _override(fields, config), {"dtype": dtype, **where})
-
-
-def _only_variant(folder: Path) -> str | None:
-    """ "fp16" where a folder holds the half-precision files alone."""
-    names = [path.name for path in folder.glob("*.safetensors")] if folder.is_dir() else []
-    return "fp16" if names and all(".fp16" in name for name in names) else None
-
-
-def _from_pretrained(model_class: Any, folder: str, config: Any, where: dict[str, Any]) -> Any:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers reports the other tower's keys at length; ours are checked below
-    try:
-        model, info = model_class.from_pretrained(folder, config=config, output_loading_info=True, **where)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise ValueError(f"The weights in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = set(info["missing_keys"])
-    if missing == {"text_projection.weight"}:
-        _warn_of_identity(folder)
-        torch.nn.init.eye_(model.text_projection.weight)
-        missing.clear()
-    other_tower = ("vision_model.", "visual_projection.", "text_model.", "text_projection.", "logit_scale")
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith(other_tower)]
-    _refuse(folder, sorted(missing), sorted(unexpected), [str(key) for key in info["mismatched_keys"]])
-    return model.eval()
-
-
-def _warn_of_identity(name: str) -> None:
-    logger.warning(f"{name} has no text projection: text_embeds are the pooled states themselves (identity).")
+        return config_class(**fields)
+    except (StrictDataclassError, ZeroDivisionError) as error:  # neither is a ValueError
+        raise ValueError(f"{config_class.__name__} cannot be: {in_one_line(error)}") from error

@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .checkpoints import Source, TextEncoder, load_clip, load_image_encoder, load_text_encoder, read_checkpoint
+from .checkpoint_files import Source, read_checkpoint
+from .checkpoints import TextEncoder, load_clip, load_image_encoder, load_text_encoder
 from .layouts import unwrap
 from .positions import first_eos
 

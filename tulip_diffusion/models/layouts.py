@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .positions import CLIP_LENGTH, LONGCLIP_KEEP, LONGCLIP_LENGTH, default_eos
+from .positions import CLIP_EOS, CLIP_LENGTH, LONGCLIP_KEEP, LONGCLIP_LENGTH, default_eos
 
 LAYOUTS = ("openai", "open_clip", "tulip", "tulip_cope", "longclip", "finelip", "transformers", "sdxl")
 TEXT_TOWER = r"(token_embedding|positional_embedding|transformer|ln_final|text_projection)\b"
@@ -22,9 +22,34 @@ BESIDE_TOWERS = (
 )
 # Text towers' heads are 64 wide in every published CLIP; these image towers are the exceptions (open_clip's configs).
 IMAGE_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
-SDXL_ENCODERS = {
-    "text_encoder": ("conditioner.embedders.0.transformer.",),
-    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),  # base, refiner
+# Where a text tower begins: what stands before these names is a wrapper's, or says which encoder of several it is.
+TEXT_START = re.compile(r"((?:.*?\.)??)(?:text_model\.embeddings\.|embeddings\.|)token_embedding\.weight")
+IMAGE_START = re.compile(r"((?:.*?\.)??)(?:vision_model\.embeddings\.|visual\.)class_embedding")
+# Single files of whole pipelines, by how their text encoders' keys begin: which encoder, and its activation.
+PIPELINE_ENCODERS = {
+    "conditioner.embedders.0.transformer.": ("text_encoder", "quick_gelu"),  # SDXL
+    "conditioner.embedders.1.model.": ("text_encoder_2", "gelu"),
+    "conditioner.embedders.0.model.": ("text_encoder_2", "gelu"),  # SDXL's refiner
+    "cond_stage_model.transformer.": ("text_encoder", "quick_gelu"),  # Stable Diffusion 1
+    "cond_stage_model.model.": ("text_encoder", "gelu"),  # Stable Diffusion 2
+    "text_encoders.clip_l.transformer.": ("text_encoder", "quick_gelu"),  # Stable Diffusion 3
+    "text_encoders.clip_g.transformer.": ("text_encoder_2", "gelu"),
+    "clip_l.transformer.": ("text_encoder", "quick_gelu"),  # ComfyUI
+    "clip_g.transformer.": ("text_encoder_2", "gelu"),
+    "clip_h.transformer.": ("text_encoder", "gelu"),
+}
+# Published towers under transformers' names, by (width, layers); what LAION trained at OpenAI's sizes is GELU instead.
+TEXT_ACTIVATIONS = {
+    (512, 12): ("OpenAI's B/32 and B/16", "quick_gelu"),
+    (768, 12): ("OpenAI's L/14", "quick_gelu"),
+    (1024, 24): ("OpenCLIP's H/14", "gelu"),
+    (1280, 32): ("OpenCLIP's bigG/14", "gelu"),
+}
+IMAGE_ACTIVATIONS = {
+    (768, 12): ("OpenAI's B/32 and B/16", "quick_gelu"),
+    (1024, 24): ("OpenAI's L/14", "quick_gelu"),
+    (1280, 32): ("OpenCLIP's H/14", "gelu"),
+    (1664, 48): ("OpenCLIP's bigG/14", "gelu"),
 }
 
 # OpenAI's name -> transformers' name, for what needs no reshaping; both towers share the blocks.
@@ -61,29 +86,46 @@ class Towers:
     """A checkpoint in transformers' names: what to build, and the weights to put in.
 
     `text` fits a `CLIPTextModelWithProjection`, or a `TulipTextModelWithProjection` where `text_config` has a
-    `position_encoding`; `image` fits a `CLIPVisionModelWithProjection` and is empty where the file has no ViT.
+    `position_encoding`; `image` fits a `CLIPVisionModelWithProjection`. Either is empty where the file has none. The
+    configurations hold what the keys and shapes tell, which may leave out `hidden_act`.
     """
 
     layout: str
-    text: dict[str, Tensor]
-    text_config: dict[str, Any]
+    text: dict[str, Tensor] = field(default_factory=dict)
+    text_config: dict[str, Any] = field(default_factory=dict)
     image: dict[str, Tensor] = field(default_factory=dict)
     image_config: dict[str, Any] = field(default_factory=dict)
     logit_scale: Tensor | None = None
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `checkpoint`, out of training wrappers: nested `state_dict`, `module.`, `_orig_mod.`, `text.`."""
-    for name in ("state_dict", "model_state_dict", "model"):
+    """The tensors of `checkpoint` without its training wrappers: nested state dicts, and what every name begins with.
+
+    Such as `module.` (DistributedDataParallel), `_orig_mod.` (torch.compile), `model.`, `clip.`, and the `text.` of
+    open_clip's CustomTextCLIP.
+    """
+    for name in ("state_dict", "model_state_dict", "model", "module"):
         if isinstance(checkpoint.get(name), Mapping):
             return unwrap(checkpoint[name])
-    state = {key: value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "_orig_mod."):  # DistributedDataParallel, torch.compile
-        if state and all(key.startswith(prefix) for key in state):
-            return unwrap({key.removeprefix(prefix): value for key, value in state.items()})
-    if "text.token_embedding.weight" in state:  # open_clip's CustomTextCLIP
-        state = {key.removeprefix("text."): value for key, value in state.items()}
-    return state
+    state = {key: value for key, value in checkpoint.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    prefixes = text_prefixes(state) or _matches(IMAGE_START, state)
+    if len(prefixes) != 1 or prefixes[0] in PIPELINE_ENCODERS:
+        return state
+    wrapper, text = prefixes[0], ""
+    if wrapper.endswith("text.") and any(key.startswith(f"{wrapper}transformer.") for key in state):
+        wrapper, text = wrapper.removesuffix("text."), wrapper
+    if not all(key.startswith(wrapper) for key in state):
+        return state
+    return {key.removeprefix(text or wrapper).removeprefix(wrapper): value for key, value in state.items()}
+
+
+def text_prefixes(state: Mapping[str, Tensor]) -> list[str]:
+    """What stands before the names of each text tower in `state`; one empty string for a tower without a wrapper."""
+    return _matches(TEXT_START, state)
+
+
+def _matches(start: re.Pattern, state: Mapping[str, Tensor]) -> list[str]:
+    return sorted({match[1] for match in map(start.fullmatch, state) if match})
 
 
 def detect_layout(checkpoint: Mapping[str, Any]) -> str:
@@ -95,23 +137,23 @@ def detect_layout(checkpoint: Mapping[str, Any]) -> str:
     Raises:
         ValueError: the keys fit no layout.
     """
-    keys = unwrap(checkpoint).keys()
-    if any(key.startswith("conditioner.embedders.") for key in keys):
+    state = unwrap(checkpoint)
+    if any(prefix for prefix in text_prefixes(state)):
         return "sdxl"
-    if any(key.endswith("embeddings.token_embedding.weight") for key in keys):
+    if any("embeddings.token_embedding.weight" in key or key.startswith("vision_model.") for key in state):
         return "transformers"
-    if "transformer.resblocks.0.attn.in_proj_weight" not in keys:
+    if "transformer.resblocks.0.attn.in_proj_weight" not in state:
         raise ValueError(
-            f"These keys belong to no known CLIP layout: {', '.join(sorted(keys)[:5]) or 'no tensors at all'} … "
+            f"These keys belong to no known CLIP layout: {', '.join(sorted(state)[:5]) or 'no tensors at all'} … "
             f"Known layouts are {', '.join(LAYOUTS)}."
         )
-    if "positional_embedding_res" in keys:
-        return "finelip" if any(key.startswith(("aggr_net.", "cap_aggr_net.")) for key in keys) else "longclip"
-    if "transformer.resblocks.0.attn.cope.pos_emb" in keys:
+    if "positional_embedding_res" in state:
+        return "finelip" if any(key.startswith(("aggr_net.", "cap_aggr_net.")) for key in state) else "longclip"
+    if "transformer.resblocks.0.attn.cope.pos_emb" in state:
         return "tulip_cope"
-    if "positional_embedding" not in keys or _positions_never_trained(checkpoint.get("optimizer")):
+    if "positional_embedding" not in state or _positions_never_trained(checkpoint.get("optimizer")):
         return "tulip"
-    return "openai" if "context_length" in keys else "open_clip"
+    return "openai" if "context_length" in state else "open_clip"
 
 
 def _positions_never_trained(optimizer: Any) -> bool:
@@ -124,11 +166,12 @@ def _positions_never_trained(optimizer: Any) -> bool:
 
 
 def to_transformers(
-    checkpoint: Mapping[str, Any], layout: str = "auto", subfolder: str = "text_encoder", rope: str | None = None
+    checkpoint: Mapping[str, Any], layout: str = "auto", subfolder: str | None = None, rope: str | None = None
 ) -> Towers:
     """Rename a loaded checkpoint's tensors to transformers' names and read the configuration off their shapes.
 
-    A `rope` ("released" or "paper") says that what looks like an ordinary CLIP is TULIP's stage 2.
+    `subfolder` chooses one of several text encoders in the file, "text_encoder" (the default) or "text_encoder_2". A
+    `rope` ("released" or "paper") says that what looks like an ordinary CLIP is TULIP's stage 2.
 
     Raises:
         ValueError: an unknown `layout` or `rope`, keys that fit no layout or that the named layout does not have.
@@ -140,10 +183,49 @@ def to_transformers(
         layout = "tulip" if layout == "open_clip" and rope is not None else layout
     state = unwrap(checkpoint)
     if layout == "sdxl":
-        return _sdxl(state, subfolder)
+        return _one_of_several(state, subfolder, rope)
     if layout == "transformers":
-        return _transformers(state)
+        return _transformers(state, rope)
     return _openai_names(state, layout, rope or "released")
+
+
+def _one_of_several(state: dict[str, Tensor], subfolder: str | None, rope: str | None) -> Towers:
+    """The chosen text encoder of a file that holds several, or one among the parts of a pipeline."""
+    prefixes = text_prefixes(state)
+    slots = {prefix: PIPELINE_ENCODERS.get(prefix, ("text_encoder", None)) for prefix in prefixes}
+    chosen = prefixes
+    if len(prefixes) > 1 or (subfolder is not None and set(prefixes) <= PIPELINE_ENCODERS.keys()):
+        chosen = [prefix for prefix in prefixes if slots[prefix][0] == (subfolder or "text_encoder")]
+    if len(chosen) != 1:
+        found = ", ".join(f"{slots[prefix][0]} ({prefix or 'no prefix'})" for prefix in prefixes) or "none"
+        raise ValueError(
+            f"This file holds no single {subfolder or 'text_encoder'}; its text encoders: {found}. Choose one with "
+            "subfolder='text_encoder' or 'text_encoder_2'."
+        )
+    prefix = chosen[0]
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    beside = {key: value for key, value in state.items() if not key.startswith(tuple(prefixes))}
+    inside = _from_around(beside, prefix) | inside
+    if prefix not in PIPELINE_ENCODERS and len(prefixes) == 1:
+        inside |= beside  # a wrapper around a part of the names only: what it leaves out fits nothing, and is named
+    towers = to_transformers(inside, rope=rope)
+    activation = slots[prefix][1]
+    if activation is not None and towers.layout in ("transformers", "open_clip"):
+        towers.text_config["hidden_act"] = activation
+    towers.layout = "sdxl"
+    return towers
+
+
+def _from_around(beside: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Temperature and projection, which some programs keep one level above the tower: taken out of `beside`."""
+    around = {}
+    while "." in prefix:
+        prefix = prefix.rstrip(".").rpartition(".")[0]
+        prefix = f"{prefix}." if prefix else ""
+        for name in ("logit_scale", "text_projection", "text_projection.weight"):
+            if f"{prefix}{name}" in beside:
+                around.setdefault(name, beside.pop(f"{prefix}{name}"))
+    return around
 
 
 def _openai_names(state: dict[str, Tensor], layout: str, rope: str) -> Towers:
@@ -162,15 +244,11 @@ def _openai_names(state: dict[str, Tensor], layout: str, rope: str) -> Towers:
         stage_two = text.pop("positional_embedding", None) is not None  # stale: the model never reads it
         positions = _tulip_positions(text, layout, rope, stage_two)
     hidden_act = "quick_gelu" if layout in ("openai", "longclip", "finelip") else "gelu"
-    towers = Towers(
-        layout,
-        _from_openai(text, TEXT_NAMES, "text_model"),
-        {**text_config(text), "hidden_act": hidden_act, **positions},
-    )
+    renamed = _from_openai(text, TEXT_NAMES, "text_model")
+    towers = Towers(layout, renamed, {**text_config(renamed), "hidden_act": hidden_act, **positions})
     if "proj" in image and "conv1.weight" in image:  # a ViT; transformers has no CLIP with a ResNet
         towers.image = _from_openai(image, IMAGE_NAMES, "vision_model")
-        image_act = "quick_gelu" if hidden_act == "quick_gelu" else "gelu"
-        towers.image_config = {**image_config(image), "hidden_act": image_act}
+        towers.image_config = {**image_config(towers.image), "hidden_act": hidden_act}
     towers.logit_scale = state.get("logit_scale")
     return towers
 
@@ -181,7 +259,16 @@ def _tulip_positions(text: Mapping[str, Tensor], layout: str, rope: str, stage_t
         if table is None:
             raise ValueError("Layout 'tulip_cope' needs transformer.resblocks.0.attn.cope.pos_emb. Try 'tulip'.")
         return {"position_encoding": "cope", "max_position_embeddings": table.shape[-1]}
-    rope_parameters: dict[str, dict[str, Any]] = {
+    return {
+        "position_encoding": "rope",
+        "max_position_embeddings": LONGCLIP_LENGTH if stage_two else CLIP_LENGTH,
+        "rope_parameters": rope_parameters(rope),
+    }
+
+
+def rope_parameters(rope: str) -> dict[str, Any]:
+    """Rotations of TULIP's published encoders, which their files do not hold."""
+    known: dict[str, dict[str, Any]] = {
         "released": {"rope_type": "default", "rope_theta": 10000.0},
         "paper": {
             "rope_type": "ntk",
@@ -191,40 +278,38 @@ def _tulip_positions(text: Mapping[str, Tensor], layout: str, rope: str, stage_t
             "length": LONGCLIP_LENGTH,
         },
     }
-    if rope not in rope_parameters:
+    if rope not in known:
         raise ValueError(
             f"rope must be 'released' (theta 10,000, as the official evaluation) or 'paper', got {rope!r}."
         )
-    return {
-        "position_encoding": "rope",
-        "max_position_embeddings": LONGCLIP_LENGTH if stage_two else CLIP_LENGTH,
-        "rope_parameters": rope_parameters[rope],
-    }
+    return known[rope]
 
 
-def _sdxl(state: dict[str, Tensor], subfolder: str) -> Towers:
-    if subfolder not in SDXL_ENCODERS:
-        raise ValueError(f"subfolder must be one of {', '.join(SDXL_ENCODERS)}, got {subfolder!r}.")
-    for prefix in SDXL_ENCODERS[subfolder]:
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if inside:
-            towers = to_transformers(inside)
-            towers.layout = "sdxl"
-            return towers
-    raise ValueError(f"This SDXL file holds no {subfolder} (no key starts with {SDXL_ENCODERS[subfolder][0]}).")
+def _transformers(state: dict[str, Tensor], rope: str | None) -> Towers:
+    bare = ("embeddings.", "encoder.", "final_layer_norm.")  # CLIPTextModel, saved without its prefix
+    state = {f"text_model.{key}" if key.startswith(bare) else key: value for key, value in state.items()}
+    if "text_projection" in state:  # as OpenAI's names have it
+        state["text_projection.weight"] = state.pop("text_projection").T.contiguous()
+    for tower in ("text_model", "vision_model"):
+        state.pop(f"{tower}.embeddings.position_ids", None)  # a buffer in files of older versions
+    logit_scale = state.pop("logit_scale", None)
+    image = {key: state.pop(key) for key in list(state) if key.startswith(("vision_model.", "visual_projection."))}
+    towers = Towers("transformers", text=state, image=image, logit_scale=logit_scale)
+    if state:  # what else there is goes with the text tower, whose model will not know it
+        towers.text_config = text_config(state) | _transformers_positions(state, rope)
+    if image:
+        towers.image_config = image_config(image)
+    return towers
 
 
-def _transformers(state: dict[str, Tensor]) -> Towers:
-    if "embeddings.token_embedding.weight" in state:  # CLIPTextModel, saved without its prefix
-        state = {f"text_model.{key}": value for key, value in state.items()}
-    text = {key: value for key, value in state.items() if key.startswith(("text_model.", "text_projection."))}
-    text.pop("text_model.embeddings.position_ids", None)  # a buffer in files of older versions
-    if "text_model.embeddings.position_embedding.weight" not in text:
-        raise ValueError(
-            "This file has no text_model.embeddings.position_embedding.weight, so it is not a CLIP encoder; a TULIP "
-            "encoder needs the config.json saved beside it: pass the folder."
-        )
-    return Towers("transformers", text, text_config(to_openai(text)))
+def _transformers_positions(text: Mapping[str, Tensor], rope: str | None) -> dict[str, Any]:
+    """A tower without a table of positions is TULIP; what its rotation is, only a config or `rope` can say."""
+    if "text_model.embeddings.position_embedding.weight" in text:
+        return {}
+    table = text.get("text_model.encoder.layers.0.self_attn.cope.table")
+    if table is not None:
+        return {"position_encoding": "cope", "max_position_embeddings": table.shape[-1]}
+    return {"position_encoding": "rope"} | ({"rope_parameters": rope_parameters(rope)} if rope else {})
 
 
 def merge_longclip_positions(state: Mapping[str, Tensor]) -> Tensor:
@@ -244,59 +329,70 @@ def _round_like_longclip(tower: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def text_config(text: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`CLIPTextConfig` fields that the shapes tell, from a text tower in OpenAI's names.
+    """`CLIPTextConfig` fields that the shapes tell, from a text tower in transformers' names.
 
     Heads are 64 wide in every published CLIP, and EOS is the last of CLIP's own ids; a file does not say either.
 
     Raises:
         ValueError: a tensor that the sizes are read from is missing.
     """
-    vocab_size, width = _needed(text, "token_embedding.weight").shape
-    eos = default_eos(vocab_size)
+    vocab_size, width = _shape(text, "text_model.embeddings.token_embedding.weight", 2)
     fields = {
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "intermediate_size": _needed(text, "transformer.resblocks.0.mlp.c_fc.weight").shape[0],
+        "intermediate_size": _shape(text, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
         "num_hidden_layers": _layers(text),
         "num_attention_heads": max(width // 64, 1),
-        "bos_token_id": eos - 1,
-        "eos_token_id": eos,
+        "bos_token_id": default_eos(vocab_size) - 1,
+        "eos_token_id": default_eos(vocab_size),
         "projection_dim": width,
     }
-    if "text_projection" in text:
-        fields["projection_dim"] = text["text_projection"].shape[1]
-    elif "text_projection.weight" in text:
-        fields["projection_dim"] = text["text_projection.weight"].shape[0]
-    if "positional_embedding" in text:
-        fields["max_position_embeddings"] = text["positional_embedding"].shape[0]
+    if "text_projection.weight" in text:
+        fields["projection_dim"] = _shape(text, "text_projection.weight", 2)[0]
+    if "text_model.embeddings.position_embedding.weight" in text:
+        fields["max_position_embeddings"] = _shape(text, "text_model.embeddings.position_embedding.weight", 2)[0]
     return fields
 
 
 def image_config(image: Mapping[str, Tensor]) -> dict[str, Any]:
-    """`CLIPVisionConfig` fields that the shapes tell, from a ViT in OpenAI's names without `visual.`."""
-    width, channels, _, patch_size = _needed(image, "conv1.weight").shape
-    patches = _needed(image, "positional_embedding").shape[0] - 1
+    """`CLIPVisionConfig` fields that the shapes tell, from a ViT in transformers' names."""
+    width, channels, _, patch_size = _shape(image, "vision_model.embeddings.patch_embedding.weight", 4)
+    patches = _shape(image, "vision_model.embeddings.position_embedding.weight", 2)[0] - 1
     return {
         "hidden_size": width,
-        "intermediate_size": _needed(image, "transformer.resblocks.0.mlp.c_fc.weight").shape[0],
+        "intermediate_size": _shape(image, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
         "num_hidden_layers": _layers(image),
         "num_attention_heads": max(width // IMAGE_HEAD_WIDTHS.get(width, 64), 1),
         "num_channels": channels,
         "patch_size": patch_size,
         "image_size": round(patches**0.5) * patch_size,
-        "projection_dim": _needed(image, "proj").shape[1],
+        "projection_dim": _shape(image, "visual_projection.weight", 2)[0],
     }
 
 
-def _needed(tower: Mapping[str, Tensor], key: str) -> Tensor:
+def published_activation(config: Mapping[str, Any], image: bool = False) -> tuple[str, str] | None:
+    """Whose tower has `config`'s sizes, and its activation; None for sizes that nobody published."""
+    published = (IMAGE_ACTIVATIONS if image else TEXT_ACTIVATIONS).get(
+        (config["hidden_size"], config["num_hidden_layers"])
+    )
+    known = config["intermediate_size"] in (4 * config["hidden_size"], 8192)  # bigG's image tower has 8,192
+    return published if known and (image or config["vocab_size"] > CLIP_EOS) else None
+
+
+def _shape(tower: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
     if key not in tower:
-        raise ValueError(f"The checkpoint has no {key}: the file is incomplete, or of another layout.")
-    return tower[key]
+        raise ValueError(f"The checkpoint has no {openai_name(key)} ({key} in transformers' names): it is incomplete.")
+    if tower[key].ndim != dimensions:
+        raise ValueError(f"{key} has {tower[key].ndim} dimensions, expected {dimensions}.")
+    return tuple(tower[key].shape)
 
 
 def _layers(tower: Mapping[str, Tensor]) -> int:
-    blocks = (re.match(r"transformer\.resblocks\.(\d+)\.", key) for key in tower)
-    return 1 + max(int(block[1]) for block in blocks if block)
+    matches = (re.match(r"\w+\.encoder\.layers\.(\d+)\.", key) for key in tower)
+    layers = {int(match[1]) for match in matches if match}
+    if missing := sorted(set(range(len(layers))) - layers):
+        raise ValueError(f"The checkpoint has no layer {missing[0]}, but later ones: it is incomplete.")
+    return len(layers)
 
 
 def _from_openai(tower: Mapping[str, Tensor], names: Mapping[str, str], model: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ offloading that work on CLIP therefore work here.
 """
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -33,13 +33,18 @@ from transformers.models.clip.modeling_clip import (
     CLIPTextModelOutput,
     eager_attention_forward,
 )
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
+from transformers.utils.output_capturing import (
+    _CAN_RECORD_REGISTRY,
+    install_output_capuring_hook,
+    maybe_install_capturing_hooks,
+)
 
 from .attention_scaling import query_scale
 from .cope import ContextualPositions
 from .positions import CLIP_LENGTH, LONGCLIP_LENGTH, TULIP_MODEL_TYPE, eos_token_id, is_tulip
 from .rotary import rotary_cos_sin, rotate
 
+CAPTURING = install_output_capuring_hook.__module__
 NEW_ATTENTION_SCALING = "none"  # of encoders that `from_clip` makes; files that do not say theirs were trained without
 ROPE_KEYS = {"default": {"rope_theta"}, "ntk": {"rope_theta", "alpha", "base_length", "length"}}
 
@@ -129,8 +134,32 @@ class TulipTextEmbeddings(nn.Module):
         return self.token_embedding(input_ids)
 
 
-class TulipAttention(CLIPAttention):
+class Captured(nn.Module):
+    """A module whose outputs transformers captures, that pickles all the same.
+
+    transformers captures through a hook that is a closure, which no pickle holds; so the hook stays behind and is
+    installed again where the module is unpickled or copied to.
+    """
+
+    captured: ClassVar[tuple[str, int]]  # the name that transformers collects the output under, and its index
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        hooks = state["_forward_hooks"]
+        kept = {key: hook for key, hook in hooks.items() if hook.__module__ != CAPTURING}
+        return {**state, "_forward_hooks": type(hooks)(kept), "_captures": len(kept) < len(hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        captures = state.pop("_captures")
+        super().__setstate__(state)
+        if captures:
+            install_output_capuring_hook(self, *self.captured)
+
+
+class TulipAttention(Captured, CLIPAttention):
     """CLIP's attention with q and k rotated, or with CoPE's bias on its logits."""
+
+    captured = ("attentions", 1)
 
     def __init__(self, config: TulipTextConfig):
         super().__init__(config)
@@ -183,7 +212,9 @@ class TulipAttention(CLIPAttention):
         return self.out_proj(attended.reshape(batch, tokens, -1)), weights
 
 
-class TulipEncoderLayer(CLIPEncoderLayer):
+class TulipEncoderLayer(Captured, CLIPEncoderLayer):
+    captured = ("hidden_states", 0)
+
     def __init__(self, config: TulipTextConfig):
         super().__init__(config)
         self.self_attn = TulipAttention(config)
@@ -197,6 +228,16 @@ class TulipEncoder(CLIPEncoder):
         self.gradient_checkpointing = False
 
 
+def align_weights(model: nn.Module) -> None:
+    """Move weights on the CPU to aligned addresses, so that a reloaded model repeats its bits.
+
+    Tensors used in place from a file start at odd addresses, where matrix products round differently.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and type(parameter) is nn.Parameter and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+
+
 class TulipPreTrainedModel(CLIPPreTrainedModel):
     config: TulipTextConfig
     base_model_prefix = "text_model"
@@ -205,16 +246,16 @@ class TulipPreTrainedModel(CLIPPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As transformers', with weights on the CPU moved to aligned addresses: a reloaded model repeats its bits.
-
-        Tensors used in place from a file start at odd addresses, where matrix products round differently.
-        """
+        """As transformers', with weights at aligned addresses, see [`align_weights`]."""
         loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        for parameter in model.parameters():
-            if parameter.device.type == "cpu" and type(parameter) is nn.Parameter and parameter.data_ptr() % 64:
-                parameter.data = parameter.data.clone()
+        align_weights(loaded[0] if kwargs.get("output_loading_info") else loaded)
         return loaded
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # transformers enters a class when its first instance is made; without the entry an unpickled one, in another
+        # process, would return no hidden states.
+        _CAN_RECORD_REGISTRY[self] = self._can_record_outputs
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -14,7 +14,10 @@ needed, hooks bring them, and a compiled network runs uncompiled, for its graph 
 import contextlib
 import functools
 import math
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -64,9 +67,22 @@ def is_compiled(network: nn.Module) -> bool:
     return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in network.modules())
 
 
+class LongContext:
+    """What one call of a pipeline asks of cross-attention: the scale of its logits, and the masks made so far."""
+
+    def __init__(self, scale: float | str | None):
+        self.scale = scale
+        self.masks: defaultdict[nn.Module, TokenMask] = defaultdict(TokenMask)
+
+
+CURRENT: ContextVar[LongContext | None] = ContextVar("long_context", default=None)  # of this thread
+WRAPPED: dict[nn.Module, tuple[int, Callable[[], None]]] = {}  # network: contexts that it is in, how to unwrap it
+LOCK = threading.Lock()  # held to change WRAPPED
+
+
 @contextlib.contextmanager
 def long_context_attention(models: Iterable[nn.Module], scale: float | str | None = None) -> Iterator[None]:
-    """Hide absent tokens from every cross-attention of `models`, and multiply its logits by `scale`.
+    """Hide absent tokens from every cross-attention of `models`, and multiply its logits by `scale`, in this thread.
 
     `scale` touches prompts of more than 77 tokens: a factor, or `"log"` for ln(n) / ln(77) with n tokens, which keeps
     the softmax over a longer context as sharp. When the context ends, all is as before, whatever happened.
@@ -75,38 +91,51 @@ def long_context_attention(models: Iterable[nn.Module], scale: float | str | Non
         for model in models:
             if any(isinstance(module, Transformer2DModel) for module in model.modules()):
                 for network in getattr(model, "nets", [model]):  # several ControlNets
-                    stack.enter_context(_long_context(network, scale))
-        yield
+                    stack.enter_context(_wrapped(network))
+        token = CURRENT.set(LongContext(scale))
+        try:
+            yield
+        finally:
+            CURRENT.reset(token)
 
 
 @contextlib.contextmanager
-def _long_context(network: nn.Module, scale: float | str | None) -> Iterator[None]:
-    """Wrap what a call of `network` comes to, `forward` or the compiled call, for the time of the context."""
-    name = "forward" if network._compiled_call_impl is None else "_compiled_call_impl"
-    own = network.__dict__.get(name)
-    setattr(network, name, _with_mask(network, getattr(network, name), scale))
+def _wrapped(network: nn.Module) -> Iterator[None]:
+    """Have calls of `network` ask [`CURRENT`]. Threads may share a network: the last to leave unwraps it."""
+    with LOCK:
+        users, unwrap = WRAPPED.get(network) or (0, _wrap(network))
+        WRAPPED[network] = users + 1, unwrap
     try:
         yield
     finally:
-        if own is None:
-            delattr(network, name)
-        else:
-            setattr(network, name, own)
+        with LOCK:
+            users, unwrap = WRAPPED.pop(network)
+            if users > 1:
+                WRAPPED[network] = users - 1, unwrap
+            else:
+                unwrap()
 
 
-def _with_mask(network: nn.Module, call: Callable, scale: float | str | None) -> Callable:
+def _wrap(network: nn.Module) -> Callable[[], None]:
+    """Wrap what a call of `network` comes to, its `forward` or its compiled call; returns how to unwrap it."""
+    name = "forward" if network._compiled_call_impl is None else "_compiled_call_impl"
+    own = network.__dict__.get(name)
+    setattr(network, name, _with_mask(network, getattr(network, name)))
+    return functools.partial(delattr, network, name) if own is None else functools.partial(setattr, network, name, own)
+
+
+def _with_mask(network: nn.Module, call: Callable) -> Callable:
     takes_mask = isinstance(getattr(network, "_orig_mod", network), UNet2DConditionModel)
-    tokens = TokenMask()
 
     @functools.wraps(call)
     def masked(*args, **kwargs):
-        states = text_states(args, kwargs)
-        if states is None or states.shape[1] <= CLIP_LENGTH:  # stock SDXL's
+        context, states = CURRENT.get(), text_states(args, kwargs)
+        if context is None or states is None or states.shape[1] <= CLIP_LENGTH:  # stock SDXL's
             return call(*args, **kwargs)
-        mask = tokens.of(states)
+        mask = context.masks[network].of(states)
         if takes_mask and mask is not None and kwargs.get("encoder_attention_mask") is None:
             kwargs["encoder_attention_mask"], mask = mask, None
-        factor = None if scale is None else key_factor(states, scale)
+        factor = None if context.scale is None else key_factor(states, context.scale)
         if mask is None and factor is None:
             return call(*args, **kwargs)
         with torch.compiler.set_stance("force_eager"), attention_hooks(network, mask, factor):
@@ -124,13 +153,17 @@ def key_factor(states: Tensor, scale: float | str) -> Tensor:
 
 @contextlib.contextmanager
 def attention_hooks(network: nn.Module, mask: Tensor | None, factor: Tensor | None) -> Iterator[None]:
-    """Give `mask` (batch, tokens) to all cross-attention of `network`, and multiply its keys by `factor`."""
+    """Give `mask` (batch, tokens) to all cross-attention of `network`, and multiply its keys by `factor`.
 
-    def add_mask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        return args, {**kwargs, "encoder_attention_mask": mask}
+    In this context's calls alone, not in those of other threads.
+    """
+    context = CURRENT.get()
 
-    def scale_keys(module: nn.Module, args: tuple, keys: Tensor) -> Tensor:
-        return keys * factor
+    def add_mask(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        return (args, {**kwargs, "encoder_attention_mask": mask}) if CURRENT.get() is context else None
+
+    def scale_keys(module: nn.Module, args: tuple, keys: Tensor) -> Tensor | None:
+        return keys * factor if CURRENT.get() is context else None
 
     handles = []
     try:

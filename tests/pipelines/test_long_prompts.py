@@ -1,5 +1,7 @@
 """Beyond 77 tokens: every task runs, a prompt's image is its own, and every word counts."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,7 @@ def test_hooks_are_gone_after_an_exception(pipe):
     with pytest.raises(KeyboardInterrupt):
         pipe(**inputs(type(pipe), words(100)), callback_on_step_end=fail)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in pipe.unet.modules())
+    assert "forward" not in pipe.unet.__dict__ and not attention.WRAPPED
     with pytest.raises(KeyboardInterrupt):
         pipe(**inputs(type(pipe), words(100)), callback_on_step_end=fail, weighting=None)
     assert pipe._conditioning.weighting == "a1111"
@@ -244,6 +247,85 @@ def test_masked_padding_is_as_good_as_none(tulip_class):
         pipe(**inputs(tulip_class, **texts), sequence_length=length).images for length in ("auto", "bucket")
     )
     np.testing.assert_allclose(padded, own, atol=1e-5)
+
+
+def test_threads_that_share_a_unet_each_have_their_own_masks_and_scale(pipe):
+    """Four pipelines at once, a stock one among them."""
+    prompts = [words(20), words(160)]
+    stock_class = StableDiffusionXLTulipPipeline.__bases__[1]
+    runs = [(StableDiffusionXLTulipPipeline, {}), (StableDiffusionXLTulipPipeline, {"attention_scale": 1.5})] * 2
+
+    def draw(pipeline_class, options):
+        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        own = quiet(pipeline_class(**{**pipe.components, "scheduler": scheduler}))
+        texts = prompts if options is not None else [words(20)] * 2
+        return own(**inputs(pipeline_class, texts, num_inference_steps=5), **(options or {})).images
+
+    runs.append((stock_class, None))
+    expected = [draw(*run) for run in runs]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        found = list(pool.map(lambda run: draw(*run), runs))
+    for image, alone in zip(found, expected, strict=True):
+        np.testing.assert_allclose(image, alone, atol=1e-5)
+    assert "forward" not in pipe.unet.__dict__ and not attention.WRAPPED
+
+
+def row_everywhere(value, row: int, batch: int):
+    """`value` with every entry of a batch's tensors replaced by that of `row`."""
+    if isinstance(value, dict):
+        return {key: row_everywhere(item, row, batch) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(row_everywhere(item, row, batch) for item in value)
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+        return value[row : row + 1].repeat(batch, *[1] * (value.ndim - 1))
+    return value
+
+
+def outputs_of(output) -> list[torch.Tensor]:
+    """A network's output as a flat list: a UNet's sample, or a ControlNet's residuals."""
+    return [part for entry in output for part in (entry if isinstance(entry, list | tuple) else [entry])]
+
+
+def compare_with_rows_alone(network) -> list[int]:
+    """Have calls of `network` be compared, row by row, with calls in which every row is that one, without its pads.
+
+    Returns a list to which each comparison adds the count of its rows' tokens.
+    """
+    given, compared = [], []
+
+    def keep(module, args, kwargs):
+        given.append((args, row_everywhere(kwargs, 0, 0)))  # a UNet takes entries off a T2I-Adapter's list
+
+    def compare(module, args, kwargs, output):
+        args, kwargs = given.pop()
+        states = kwargs["encoder_hidden_states"]
+        if given or compared or states.shape[1] == 77:  # the calls below, or after the first
+            return
+        given.append(None)
+        for row, visible in enumerate(attention.visible_tokens(states)):
+            alone = row_everywhere(kwargs, row, len(states))
+            alone["encoder_hidden_states"] = alone["encoder_hidden_states"][:, visible]
+            found = outputs_of(network(*row_everywhere(args, row, len(states)), **alone))
+            for ours, expected in zip(outputs_of(output), found, strict=True):
+                torch.testing.assert_close(ours[row], expected[row], atol=1e-5, rtol=1e-4)
+            compared.append(int(visible.sum()))
+        given.clear()
+
+    network.register_forward_pre_hook(keep, with_kwargs=True)
+    network.register_forward_hook(compare, with_kwargs=True)
+    return compared
+
+
+@TASKS
+@pytest.mark.parametrize("lengths", [(200, 20), (20, 160)], ids=["short negative", "long negative"])
+def test_prompt_and_negative_of_other_lengths_are_each_as_without_pads(tulip_class, lengths):
+    pipe = quiet(tulip_class(**components(tulip_class, text_encoder=tulip_encoder())))
+    prompt, negative = (words(length, start) for start, length in enumerate(lengths))
+    networks = [pipe.components[name] for name in ("unet", "controlnet") if name in pipe.components]
+    compared = [compare_with_rows_alone(network) for network in networks]
+    pipe(**inputs(tulip_class, prompt, negative_prompt=negative))
+    for counts in compared:
+        assert set(counts) == {max(length + 2, 77) for length in lengths}
 
 
 @pytest.mark.parametrize(

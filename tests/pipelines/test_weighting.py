@@ -204,6 +204,23 @@ def test_a_weight_of_zero_is_not_taken_for_padding(pipe):
     assert states[1].any() and states[1].abs().max() < 1e-3
 
 
+@pytest.fixture(scope="module")
+def one_pipe():
+    parts = components(StableDiffusionXLTulipPipeline, text_encoder=tulip_encoder())
+    return StableDiffusionXLTulipPipeline(**parts)
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=120), st.none() | st.sampled_from(ASIDES))
+@settings(max_examples=20, deadline=None)
+def test_natural_sentences_have_the_states_of_no_weighting(one_pipe, sentence, aside):
+    prompt = " ".join(sentence) + (f" ({aside})" if aside else "")
+    with torch.no_grad(), one_pipe.conditioned(weighting=None):
+        plain = one_pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
+    with torch.no_grad():
+        read = one_pipe.encode_prompt(prompt, do_classifier_free_guidance=False)
+    assert torch.equal(read[0], plain[0]) and torch.equal(read[2], plain[2])
+
+
 def test_weighting_none_takes_brackets_as_text(pipe):
     stock = StableDiffusionXLTulipPipeline.__bases__[1](**pipe.components)
     pipe.set_conditioning(weighting=None)

@@ -151,7 +151,6 @@ EVALUATIONS = {
     "guidance that is not a number": (["strips", "--guidance", "nan"], "--guidance"),
     "fewer than no pictures": (["fidelity", "--pictures", "-1"], "--pictures"),
     "a device of fancy": (["attention", "--device", "tpu7"], "a device such as"),
-    "a rate of 0": (["ablation", "loss", "--stage1-rate", "0"], "a number, above 0"),
     "an unknown encoder": (["relevance", "--encoders", "./nope.pt"], "nope.pt"),
 }
 

@@ -14,6 +14,7 @@ from .batches import long_batch, pad_ids, padding_id
 from .captions import CaptionCutter
 from .config import FinetuneArguments, LongCLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features
+from .kernels import settle_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components
 from .stage import Chunk, Figures
@@ -51,6 +52,7 @@ class Finetuning(ContrastiveStage):
         self.collate = BaselineCollate(padding_id(tokenizer, "eos"))
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        """CLIP's loss of images and captions."""
         loss = contrastive_loss(features["image"], features["short"], logit_scale, self.arguments.label_smoothing)
         return loss, {}
 
@@ -74,6 +76,7 @@ class LongCLIP(ContrastiveStage):
         self.collate = BaselineCollate(padding_id(tokenizer, "eos"), with_long=True)
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        """The loss of long captions, and that of short ones against the images' primary components."""
         smoothing = self.arguments.label_smoothing
         components = primary_components(features["image"], self.arguments.components)
         long = contrastive_loss(features["image"], features["long"], logit_scale, smoothing)
@@ -90,6 +93,8 @@ def finetune_clip(
     sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
     """Fine-tune both towers of `towers` in place, write them to `arguments.output_dir`, and return the text tower."""
+    config = towers.text_encoder.config
+    arguments = settle_kernels(arguments, config, config.max_position_embeddings)
     accelerator = build_accelerator(arguments)
     run_stage(Finetuning(towers, tokenizer, data, arguments), arguments, accelerator, sources)
     return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)
@@ -103,6 +108,8 @@ def long_clip(
     sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
     """Train Long-CLIP from `towers`, in place, write it to `arguments.output_dir`, and return its text tower."""
+    config = towers.text_encoder.config
+    arguments = settle_kernels(arguments, config, config.max_position_embeddings)
     accelerator = build_accelerator(arguments)
     run_stage(LongCLIP(towers, tokenizer, data, arguments), arguments, accelerator, sources)
     return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)

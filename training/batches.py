@@ -85,6 +85,7 @@ def pad_ids(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None
 
 
 def short_batch(cuts: Sequence[CutCaption], pad_id: int, window: int) -> Batch:
+    """`short_ids` (captions, window), padded as SDXL pads."""
     return {"short_ids": pad_ids([cut.short_ids for cut in cuts], pad_id, window)}
 
 

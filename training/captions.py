@@ -156,6 +156,7 @@ class CaptionCutter:
         )
 
     def enclose(self, ids: list[int]) -> list[int]:
+        """`ids` between BOS and EOS."""
         return [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
 
     def near_sentences(self, tokenized: TokenizedCaption) -> int:
@@ -164,6 +165,7 @@ class CaptionCutter:
         return max(1, sum(end <= self.window - 1 for end in ends))
 
     def short_tokens(self, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
+        """The short text that the policy `short` asks for; the window may still cut it."""
         if self.short in ("cut", "prefix"):
             ids = tokenized.whole[: self.window - 2]
             whole = self.short == "cut" or generator.random() < 0.5
@@ -207,6 +209,7 @@ class CaptionCutter:
         return partition(far[:first], lengths, room) + partition(far[first:], lengths, room)
 
     def sub_caption(self, tokenized: TokenizedCaption, group: list[int], matched: list[int]) -> SubCaption:
+        """The sentences numbered in `group` as one text; the student is held to those in `matched`."""
         ids: list[int] = []
         pieces = []
         for sentence in group:

@@ -97,6 +97,7 @@ class StopSignal:
         return self
 
     def note(self, number: int, frame: Any) -> None:
+        """The signals' handler: remember the first one, and let a second one do what it did before."""
         self.received = number
         signal.signal(number, self.previous[number])
 

@@ -52,6 +52,7 @@ def register(subparsers: Any) -> None:
 
 
 def pick(arguments_class, namespace: argparse.Namespace):
+    """The fields of `arguments_class` out of parsed flags."""
     return arguments_class(**{field.name: getattr(namespace, field.name) for field in fields(arguments_class)})
 
 
@@ -73,6 +74,7 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
 
 
 def start(stage: str, arguments: Any, sources: Sources) -> None:
+    """Open data and models, and run the stage."""
     from tulip_diffusion.data import open_captions
 
     from . import loading as load
@@ -126,6 +128,7 @@ def check_places(stage: str, arguments: Any, sources: Sources) -> None:
 
 
 def main() -> None:
+    """`train` alone, for launchers that start a module."""
     parser = Parser(prog="python -m tulip_diffusion.training.commands")
     register(parser.add_subparsers(dest="command", required=True))
     namespace = parser.parse_args()

@@ -53,6 +53,7 @@ def check_fields(options: Any) -> None:
 
 
 def option(default, text: str):
+    """A field with its default and its help."""
     return field(default=default, metadata={"help": text})
 
 
@@ -103,9 +104,14 @@ class LoopArguments:
     warmup_steps: int = option(1000, "Steps of linear warm-up before the cosine decay to 0.")
     max_grad_norm: float = option(1.0, "Norm that gradients are clipped to; 0 does not clip.")
     ema_decay: float = option(0.0, "Decay of a moving average of the weights, which is then what is saved; 0 is off.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision; the weights stay in float32.")
-    attn: Literal["sdpa", "eager"] = option(
-        "sdpa", "Attention back end. In bf16 on a CPU eager can be faster: measure yours."
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
+        "no", "Autocast precision; the weights stay in float32. auto measures which is fastest here."
+    )
+    attn: Literal["auto", "sdpa", "eager"] = option(
+        "sdpa", "Attention back end. auto measures: in bf16 on a CPU eager can be faster."
+    )
+    compile: bool = option(
+        False, "Compile the towers with torch.compile: the first steps take minutes, later ones less."
     )
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass, to save memory.")
     seed: int = option(0, "Decides the order of the data and every random choice.")

@@ -80,6 +80,7 @@ class TwoTowers(nn.Module):
         long_ids: Tensor | None = None,
         long_mask: Tensor | None = None,
     ) -> Reading:
+        """Images (pairs, 3, height, width) and their texts' ids, read by both towers."""
         image_embeds = self.image(self.normalised(pixel_values)).image_embeds
         return Reading(image_embeds, self.reader(short_ids, long_ids, long_mask), self.logit_scale.exp())
 
@@ -124,6 +125,7 @@ class ContrastiveStage(Stage):
         return 0.0, {}
 
     def read(self, module: nn.Module, chunk: Chunk) -> tuple[Reading, Features]:
+        """Both towers' outputs for a chunk, and of these the unit vectors that the loss compares."""
         reading = module(chunk["pixel_values"], chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
         features = {"image": reading.image_embeds, "short": reading.text.short_embeds}
         if reading.text.long_embeds is not None:
@@ -176,10 +178,12 @@ class ContrastiveStage(Stage):
         return surrogate + extra, figures
 
     def after_step(self, module: nn.Module) -> None:
+        """Keep the temperature within CLIP's limit."""
         with torch.no_grad():
             module.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)  # type: ignore[operator]
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Write the text tower with its tokenizer, and the image tower into `image_encoder/`."""
         text = join_positions(unprefixed(weights, "reader.student."))
         self.text.save_pretrained(folder, state_dict=text)  # type: ignore[operator]
         self.tokenizer.save_pretrained(folder)

@@ -26,6 +26,7 @@ from tulip_diffusion.provenance import weights_hash
 from .batches import CutRow, CutRows, long_batch, padding_id, short_batch, sub_caption_batch
 from .captions import CaptionCutter, caption_cutter
 from .config import DistillArguments, Sources
+from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage, total_steps
 from .losses import POOLED_LOSSES
 from .stage import Chunk, Figures, Stage
@@ -101,7 +102,7 @@ class Distillation(Stage):
         refuse_shared_weights(self.student, teacher)
         prepare_tower(self.student, arguments)
         self.student.get_input_embeddings().requires_grad_(not arguments.freeze_token_embedding)
-        teacher.set_attn_implementation(arguments.attn)
+        use_kernels(teacher, arguments)
         self.teacher = Teacher(teacher, arguments.objective, arguments.subset_choice == "most-moving")
         self.module = StudentReader(self.student)
         self.cutter = self.build_cutter()
@@ -115,12 +116,14 @@ class Distillation(Stage):
         )
 
     def build_cutter(self) -> CaptionCutter:
+        """How captions are cut: at the window for the paper's objective, else with sub-captions beyond it."""
         short = "cut" if self.paper else "prefix"
         return caption_cutter(
             self.tokenizer, self.arguments, self.arguments.seed, self.teacher.window, short, far=not self.paper
         )
 
     def begin(self, accelerator: Accelerator) -> None:
+        """Fill the teacher's cache, or put the teacher where it will run."""
         self.teacher.encoder.to(accelerator.device)
         if (cache := self.open_cache(accelerator)) is not None:
             self.collate = replace(self.collate, cache=cache)
@@ -192,12 +195,14 @@ class Distillation(Stage):
         return self.targets(send_to_device(chunk, accelerator.device), accelerator)
 
     def targets(self, chunk: Chunk, accelerator: Accelerator) -> Targets:
+        """The teacher's outputs for a chunk, in float32: those that the chunk brings from the cache, or new ones."""
         if "targets" in chunk:
             return Targets(**chunk["targets"]).float()
         with accelerator.autocast():
             return self.teacher.targets(chunk)
 
     def loss(self, module: nn.Module, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor, Figures]:
+        """Distance of the pooled states, plus that of the token states unless the objective is the paper's."""
         targets = self.targets(chunk, accelerator)
         states = module(chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
         loss = POOLED_LOSSES[self.arguments.pooled_loss](states.short_embeds.float(), targets.pooled)
@@ -210,6 +215,7 @@ class Distillation(Stage):
         return loss, {"loss": loss, **figures}
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Write the student and its tokenizer."""
         self.student.save_pretrained(folder, state_dict=unprefixed(weights, "student."))
         self.tokenizer.save_pretrained(folder)
         return {"objective": self.arguments.objective, "window": self.teacher.window}
@@ -228,6 +234,7 @@ def distill(
     `student` goes on training in place; without one, a copy of `teacher` does. `CaptionData(captions)` makes `data` of
     a list of strings.
     """
+    arguments = settle_kernels(arguments, teacher.config, arguments.length)
     accelerator = build_accelerator(arguments)
     stage = Distillation(teacher, student, tokenizer, data, arguments)
     run_stage(stage, arguments, accelerator, sources)

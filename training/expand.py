@@ -23,6 +23,7 @@ from .batches import long_batch, padding_id, short_batch, sub_caption_batch
 from .captions import caption_cutter
 from .config import ExpandArguments, Sources
 from .contrastive import ContrastiveStage, Features, Reading
+from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
 from .stage import Chunk, Figures
@@ -98,16 +99,18 @@ class Expansion(ContrastiveStage):
         cutter = caption_cutter(
             tokenizer, arguments, arguments.seed, window, arguments.short_captions, far=self.anchored
         )
-        towers.text_encoder.set_attn_implementation(arguments.attn)
+        use_kernels(towers.text_encoder, arguments)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(student, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
         self.collate = ExpandCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
 
     def begin(self, accelerator: Accelerator) -> None:
+        """Put the anchor's teacher where it will run."""
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        """lambda times the short captions' loss plus 1 - lambda times the long ones'."""
         short, long = (
             contrastive_loss(
                 features["image"],
@@ -122,6 +125,7 @@ class Expansion(ContrastiveStage):
         return weight * short + (1 - weight) * long, {"short_loss": short.detach(), "long_loss": long.detach()}
 
     def extra_loss(self, reading: Reading, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+        """The anchor: how far the token states that SDXL reads have moved from the teacher's."""
         if not self.anchored:
             return 0.0, {}
         with accelerator.autocast():
@@ -131,6 +135,7 @@ class Expansion(ContrastiveStage):
         return self.arguments.anchor_weight * total, terms
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Write both towers; run.json says how the rotations were stretched."""
         return super().save(folder, weights) | {"rope_parameters": self.text.config.rope_parameters}  # type: ignore[union-attr]
 
 
@@ -143,6 +148,7 @@ def expand(
     sources: Sources | None = None,
 ) -> TulipTextModelWithProjection:
     """Run stage 2 on `student`, write it and the image tower to `arguments.output_dir`, and return it."""
+    arguments = settle_kernels(arguments, towers.text_encoder.config, arguments.length)
     accelerator = build_accelerator(arguments)
     run_stage(Expansion(towers, student, tokenizer, data, arguments), arguments, accelerator, sources)
     return student

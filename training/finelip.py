@@ -35,6 +35,7 @@ from .batches import long_batch, padding_id, short_batch, sub_caption_batch
 from .captions import caption_cutter
 from .config import FineLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features, TwoTowers
+from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
 from .stage import Chunk, Figures
@@ -86,6 +87,7 @@ class FineTowers(TwoTowers):
     def forward(  # type: ignore[override]
         self, pixel_values: Tensor, long_ids: Tensor, long_mask: Tensor, short_ids: Tensor | None = None
     ) -> FineReading:
+        """Refined tokens of images and long texts; with `short_ids` also the states that the anchor holds."""
         encoder = self.reader.student
         long = encoder(long_ids, attention_mask=long_mask, output_hidden_states=True)
         image, text = self.refinement(
@@ -147,7 +149,7 @@ class FineAlignment(ContrastiveStage):
                     f"{arguments.length}. Ask for fewer, or name a TULIP encoder with --student."
                 )
         cutter = caption_cutter(tokenizer, arguments, arguments.seed, window, "prefix", far=self.anchored)
-        towers.text_encoder.set_attn_implementation(arguments.attn)
+        use_kernels(towers.text_encoder, arguments)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(text, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
         self.collate = FineLipCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
@@ -155,17 +157,21 @@ class FineAlignment(ContrastiveStage):
         self.module = FineTowers(self.text, self.image, towers.logit_scale, self.refinement)  # type: ignore[arg-type]
 
     def learning_rates(self) -> dict[str, float]:
+        """The refinement learns at a rate of its own."""
         return {"refinement.": self.arguments.refinement_learning_rate}
 
     def begin(self, accelerator: Accelerator) -> None:
+        """Put the anchor's teacher where it will run."""
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
 
     def read(self, module: nn.Module, chunk: Chunk) -> tuple[FineReading, Features]:  # type: ignore[override]
+        """Both towers' outputs for a chunk, and of these the refined tokens that the loss compares."""
         reading = module(chunk["pixel_values"], chunk["long_ids"], chunk["long_mask"], chunk.get("short_ids"))
         return reading, {"image": reading.image_tokens.float(), "long": reading.text_tokens.float()}
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
+        """The triplet loss of the scores, and CLIP's own loss of the global tokens where it counts."""
         images, texts = features["image"], features["long"]
         loss = triplet_loss(
             SCORES[self.arguments.score](images, texts), self.arguments.margin, self.arguments.negatives
@@ -175,6 +181,7 @@ class FineAlignment(ContrastiveStage):
         return loss + self.arguments.global_weight * whole, figures | {"global_loss": whole.detach()}
 
     def extra_loss(self, reading: Any, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+        """What keeps slots apart, and the anchor where it counts."""
         tokens = {"image": reading.image_tokens, "text": reading.text_tokens}
         figures = {f"{name}_slot_similarity": slot_similarity(value.detach()) for name, value in tokens.items()}
         extra: Tensor | float = 0.0
@@ -190,6 +197,7 @@ class FineAlignment(ContrastiveStage):
         return extra, figures
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Write both towers, and the refinement into `finelip/`."""
         facts = super().save(folder, weights)
         self.refinement.save_pretrained(folder / FOLDER, state_dict=unprefixed(weights, "refinement."))
         return facts | {"slots": self.refinement.config.slots}
@@ -223,6 +231,7 @@ def finelip(
 
     `student` trains in place; without one, a stretched copy of `towers`' text encoder does.
     """
+    arguments = settle_kernels(arguments, towers.text_encoder.config, arguments.length)
     accelerator = build_accelerator(arguments)
     run_stage(FineAlignment(towers, student, tokenizer, data, arguments), arguments, accelerator, sources)
     return load_finelip(arguments.output_dir)

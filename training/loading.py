@@ -25,10 +25,12 @@ def text_encoder(source: str, hidden_act: str | None = None) -> CLIPTextModelWit
 
 
 def clip(source: str, hidden_act: str | None = None) -> ClipTowers:
+    """Both towers of the teacher."""
     return load_clip(source, **overrides(hidden_act))
 
 
 def overrides(hidden_act: str | None) -> dict[str, Any]:
+    """What a file without a configuration cannot say, as the loaders' keyword."""
     return {} if hidden_act is None else {"hidden_act": hidden_act}
 
 

@@ -166,6 +166,11 @@ class Training:
         self.skipped = SkippedRows(stage.data.skipped.max_share)  # images that could not be opened on the way
 
     def build_ema(self) -> EMAModel | None:
+        """The moving average of the weights, None without one.
+
+        Raises:
+            ValueError: weights are spread over processes.
+        """
         if not self.arguments.ema_decay:
             return None
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -210,6 +215,7 @@ class Training:
         return figures
 
     def say_where_it_stopped(self, step: int, number: int) -> None:
+        """One line for people on standard error."""
         cause = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self.accelerator.print(
             f"Stopped by {cause} at step {step} of {self.total}, which is saved in {self.output_dir / 'checkpoints'}. "
@@ -223,6 +229,7 @@ class Training:
         return {"batch_size": self.arguments.batch_size, "seed": self.arguments.seed, "rows": len(self.stage.data)}
 
     def check_order(self, progress: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose steps mean other rows than this run's."""
         changed = [name for name, value in self.order.items() if progress.get(name, value) != value]
         if changed:
             name = changed[0]
@@ -287,6 +294,7 @@ class Training:
             self.accelerator.gradient_accumulation_steps = count
 
     def average(self, means: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the processes, as numbers."""
         values = torch.stack([torch.as_tensor(v, device=self.accelerator.device).float() for v in means.values()])
         return dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
@@ -300,6 +308,7 @@ class Training:
         write_text(path, "".join(line + "\n" for line in kept))
 
     def report(self, step: int, figures: dict[str, float], batch: list[Chunk], seconds: float, bar: tqdm) -> None:
+        """A step's figures on the progress bar and, every `log_every` steps, in metrics.jsonl and the tracker."""
         if not self.accelerator.is_main_process:
             return
         processes = self.accelerator.num_processes

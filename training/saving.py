@@ -21,7 +21,7 @@ from .stage import Stage
 
 CARD = """---
 library_name: diffusers
-tags: [{tag}, clip, text-encoder, stable-diffusion-xl, long-prompts]
+tags: [{tags}, text-encoder, stable-diffusion-xl, long-prompts]
 ---
 
 # A text encoder trained with `tulip-diffusion train {stage}`
@@ -45,6 +45,9 @@ tags: [{tag}, clip, text-encoder, stable-diffusion-xl, long-prompts]
 USE_TULIP = """from tulip_diffusion import TulipTextModel
 
 text_encoder = TulipTextModel.from_pretrained("this folder")  # for SDXL's first slot"""
+USE_TULIP_SECOND = """from tulip_diffusion import TulipTextModelWithProjection
+
+text_encoder_2 = TulipTextModelWithProjection.from_pretrained("this folder")  # for SDXL's second slot"""
 USE_CLIP = """from transformers import CLIPTextModelWithProjection
 
 text_encoder = CLIPTextModelWithProjection.from_pretrained("this folder")  # reads {length} tokens"""
@@ -111,9 +114,12 @@ def model_card(folder: Path, run: dict[str, Any], arguments: LoopArguments) -> s
     tulip = config["model_type"] == TULIP_MODEL_TYPE
     sources = {name: value for name, value in run["sources"].items() if value is not None and name not in LOCAL_FIELDS}
     sources["captions"] = run["data"]["rows"]
-    use = USE_TULIP if tulip else USE_CLIP.format(length=config["max_position_embeddings"])
+    second = getattr(arguments, "pad", "eos") == "zero"  # as SDXL pads its second encoder's prompts
+    use = USE_CLIP.format(length=config["max_position_embeddings"])
+    if tulip:
+        use = USE_TULIP_SECOND if second else USE_TULIP
     return CARD.format(
-        tag="tulip" if tulip else "long-clip",
+        tags="tulip, clip" if tulip else "clip",
         stage=run["stage"],
         steps=f"{arguments.steps} steps" if arguments.steps is not None else f"{arguments.epochs:g} epochs",
         batch_size=arguments.batch_size,

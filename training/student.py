@@ -10,6 +10,7 @@ from tulip_diffusion.models.positions import eos_token_id
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
 
 from .config import DistillArguments, LoopArguments
+from .kernels import use_kernels
 from .losses import aligned_token_error, relative_squared_error
 from .stage import Chunk, Figures
 from .teacher import Targets
@@ -34,6 +35,7 @@ class StudentReader(nn.Module):
     def forward(
         self, short_ids: Tensor, long_ids: Tensor | None = None, long_mask: Tensor | None = None
     ) -> TextStates:
+        """Short texts (captions, window) and, where there are any, long ones with their mask, both read once."""
         short = self.student(short_ids, output_hidden_states=True)
         if long_ids is None:
             return TextStates(short.text_embeds, short.hidden_states[-2])
@@ -105,7 +107,7 @@ def check_vocabulary(
 def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: bool = True) -> None:
     """Put `tower` into training mode with master weights in float32, `trained` or frozen as a whole."""
     tower.float().requires_grad_(trained).train()
-    tower.set_attn_implementation(arguments.attn)
+    use_kernels(tower, arguments)
     if arguments.gradient_checkpointing:
         tower.gradient_checkpointing_enable()
 

@@ -45,10 +45,12 @@ class Teacher:
 
     @property
     def window(self) -> int:
+        """Tokens that the teacher can read."""
         return self.encoder.config.max_position_embeddings
 
     @torch.no_grad()
     def targets(self, batch: Chunk) -> Targets:
+        """The teacher's outputs for a chunk; of far tokens only where the chunk holds sub-captions."""
         with_states = self.objective == "default"
         short = self.encoder(batch["short_ids"], output_hidden_states=with_states)
         targets = Targets(short.text_embeds.float())
@@ -63,10 +65,12 @@ class Teacher:
         return targets
 
     def penultimate(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """States before the last layer, (texts, tokens, width) in float32."""
         output = self.encoder(input_ids, position_ids=position_ids, output_hidden_states=True)
         return output.hidden_states[-2].float()
 
     def read_sub_captions(self, batch: Chunk, targets: Targets) -> None:
+        """Add the far tokens' states to `targets`."""
         laid = torch.cat([self.penultimate(bucket).flatten(0, 1) for bucket in batch["sub_ids"]])
         targets.token_states = laid[batch["token_at"]]
         if self.most_moving:

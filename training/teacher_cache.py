@@ -26,6 +26,7 @@ BATCH_ENTRIES = 32  # captions that the teacher reads at once while the cache is
 
 
 def hash_parts(*parts: bytes | str) -> str:
+    """SHA-256 of a sequence of parts, each with its length before it."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -61,6 +62,7 @@ class TeacherCache:
         return vars(self) | {"shards": {}}  # open files stay behind: a loader's worker opens its own
 
     def path(self, shard: int) -> Path:
+        """The file of shard number `shard`."""
         return self.folder / f"shard-{shard:06d}.safetensors"
 
     def missing(self) -> list[int]:
@@ -69,6 +71,7 @@ class TeacherCache:
         return [shard for shard in range(count) if not self.path(shard).exists()]
 
     def free_bytes(self) -> int:
+        """Room on the disk that the cache is on."""
         parents = (self.folder.absolute(), *self.folder.absolute().parents)
         return shutil.disk_usage(next(parent for parent in parents if parent.exists())).free
 
@@ -102,6 +105,7 @@ class TeacherCache:
         return tensors
 
     def flatten(self, targets: Targets) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of `targets` as a shard holds them, by name."""
         yield "pooled", targets.pooled.to(self.dtype)
         if targets.short_states is not None:
             yield "short_states", targets.short_states.to(self.dtype)
@@ -112,6 +116,7 @@ class TeacherCache:
             yield "token_states", targets.token_states.to(self.dtype)
 
     def shard(self, number: int) -> Any:
+        """Shard `number`, opened once in this process."""
         if number not in self.shards:
             self.shards[number] = safe_open(self.path(number), framework="pt")
         return self.shards[number]
@@ -129,6 +134,7 @@ class TeacherCache:
         return fields
 
     def entry(self, entry: int) -> dict[str, Tensor]:
+        """The tensors of one entry, as stored."""
         number, place = divmod(entry, SHARD_ENTRIES)
         shard = self.shard(number)
         names = set(shard.keys())

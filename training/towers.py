@@ -29,9 +29,11 @@ class LearnedPositions(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The whole table, (positions, width)."""
         return torch.cat((self.kept, self.trained))
 
     def forward(self, position_ids: Tensor) -> Tensor:
+        """Embeddings of positions, as `nn.Embedding` gives them."""
         return nn.functional.embedding(position_ids, self.weight)
 
 
@@ -91,6 +93,7 @@ class PairRows(Dataset):
         return Pair(row, pixel_values, self.cutter(self.data.captions[row], row, draw), tuple(bad_rows))
 
     def open(self, row: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
+        """The picture of `row` or of the next row that can be opened: (picture, its row, the bad rows before it)."""
         bad_rows: list[tuple[str, str]] = []
         for _ in range(min(ROWS_TRIED, len(self.data))):
             try:
@@ -112,5 +115,6 @@ def pair_batch(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def save_image_tower(image: CLIPVisionModelWithProjection, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write the image tower and its preprocessing into `folder`."""
     image.save_pretrained(folder, state_dict=weights)
     image_processor(image).save_pretrained(folder)

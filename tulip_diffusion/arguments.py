@@ -245,6 +245,31 @@ def add_command(
     return parser
 
 
+def fill_when_used(parser: argparse.ArgumentParser, fill: Callable[..., None], name: str) -> None:
+    """Give `parser` its options when it parses for the first time."""
+    parse, filled = parser.parse_known_args, False
+
+    def parse_known_args(*line: Any, **keywords: Any) -> Any:
+        nonlocal filled
+        if not filled:
+            fill(parser, name)
+        filled = True
+        return parse(*line, **keywords)
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+
+
+def add_family(parser: argparse.ArgumentParser, assets: Path) -> None:
+    """Which embedded family to open, by default that in `assets`, and where it runs."""
+    parser.add_argument(
+        "--assets",
+        type=existing_folder,
+        default=assets,
+        help="an embedded family trained by yourself (default: the package's)",
+    )
+    parser.add_argument("--device", type=device, help="cpu or cuda (default: the best there is)")
+
+
 def add_fields(parser: argparse.ArgumentParser, options: type) -> None:
     """One option for each field of the dataclass `options`: `batch_size` is `--batch-size`.
 

@@ -56,6 +56,7 @@ def build_parser() -> "ArgumentParser":
     from tulip_diffusion.arguments import Parser
     from tulip_diffusion.demo import commands as demo
     from tulip_diffusion.training import commands as training
+    from tulip_diffusion.training.ablations import commands as ablations
 
     parser = Parser(
         prog="tulip-diffusion",
@@ -64,7 +65,7 @@ def build_parser() -> "ArgumentParser":
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for door in (generate, describe, convert, training, demo):
+    for door in (generate, describe, convert, training, ablations, demo):
         door.register(commands)
     evaluations = commands.add_parser(
         "evaluate",

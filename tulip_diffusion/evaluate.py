@@ -5,13 +5,12 @@ A module's docstring is its command's help. Modules are imported when their comm
 
 import argparse
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from . import arguments
-from .arguments import Help
+from .arguments import Help, add_family, fill_when_used
 from .embedded import ASSETS
 
 EVALUATIONS = {
@@ -27,10 +26,6 @@ EVALUATIONS = {
     "strips": "the same prompts under several encoders, side by side",
 }
 MODULES = {"prompts": "public"}  # where a command and its module have different names
-ABLATIONS = {
-    "ablation": ("ablations", "what one choice of the method is worth: trains and judges every variant"),
-    "finelip": ("finelip_ablation", "what each part of FineLIP adds: trains and judges every one"),
-}
 SIZES = ("quick", "standard", "thorough")
 
 
@@ -38,56 +33,15 @@ def register(subparsers: Any) -> None:
     for name, summary in EVALUATIONS.items():
         parser = subparsers.add_parser(name, help=summary, formatter_class=Help)
         fill_when_used(parser, fill, name)
-    for name, (module, summary) in ABLATIONS.items():
-        fill_when_used(subparsers.add_parser(name, help=summary), fill_ablation, module)
     register_all(subparsers)
     register_report(subparsers)
-
-
-def fill_ablation(parser: argparse.ArgumentParser, name: str) -> None:
-    module = import_module(f"{__package__}.training.{name}")
-    module.add_arguments(parser)
-    parser.add_argument(
-        "--assets",
-        type=arguments.existing_folder,
-        default=ASSETS,
-        help="an embedded family trained by yourself (default: the package's)",
-    )
-    parser.add_argument("--device", type=arguments.device, help="cpu or cuda (default: the best there is)")
-
-    def run(options: argparse.Namespace) -> None:
-        from .evaluation.encoders import open_encoder
-
-        module.run(options, lambda encoder="clip": open_encoder(encoder, options))
-
-    parser.set_defaults(run=run)
-
-
-def fill_when_used(parser: argparse.ArgumentParser, fill: Callable[..., None], name: str) -> None:
-    """Give `parser` its options when it parses for the first time."""
-    parse, filled = parser.parse_known_args, False
-
-    def parse_known_args(*line: Any, **keywords: Any) -> Any:
-        nonlocal filled
-        if not filled:
-            fill(parser, name)
-        filled = True
-        return parse(*line, **keywords)
-
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
 
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
     module = import_module(f"{__package__}.evaluation.{MODULES.get(name, name)}")
     parser.description = module.__doc__
     module.add_arguments(parser)
-    parser.add_argument(
-        "--assets",
-        type=arguments.existing_folder,
-        default=ASSETS,
-        help="an embedded family trained by yourself (default: the package's)",
-    )
-    parser.add_argument("--device", type=arguments.device, help="cpu or cuda (default: the best there is)")
+    add_family(parser, ASSETS)
 
     def run(options: argparse.Namespace) -> None:
         from .evaluation.plots import check_installed
@@ -115,13 +69,7 @@ def register_all(subparsers: Any) -> None:
     )
     parser.add_argument("--size", choices=SIZES, default="standard", help="how many prompts (default standard)")
     parser.add_argument("--encoders", nargs="+", help="of the family (default: all that are there)")
-    parser.add_argument(
-        "--assets",
-        type=arguments.existing_folder,
-        default=ASSETS,
-        help="an embedded family trained by yourself (default: the package's)",
-    )
-    parser.add_argument("--device", type=arguments.device, help="cpu or cuda (default: the best there is)")
+    add_family(parser, ASSETS)
     parser.add_argument(
         "--out", type=arguments.new_folder, default=Path("outputs/evaluation"), help="folder for all results"
     )

@@ -71,15 +71,22 @@ def test_what_a_stage_leaves_loads_everywhere_and_says_what_made_it(workplace, c
     assert ("import TulipTextModel" in card) == tulip and ("load_finelip" in card) == (stage == "finelip")
 
 
-def test_the_cards_python_loads_the_encoder(workplace):
-    for stage, changes in (("finelip", {"slot_ratio": 0.75}), ("distill", {})):
-        folder = train(workplace, stage, stage, **changes)
-        code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-        namespace = {}
-        exec(code.replace("this folder", str(folder)), namespace)
-        ids = AutoTokenizer.from_pretrained(folder)([make_caption(0, 3)], return_tensors="pt").input_ids
-        states = [
-            encoder.eval()(ids, output_hidden_states=True).hidden_states[-1]
-            for encoder in (namespace["text_encoder"], load_text_encoder(folder))
-        ]
-        assert torch.equal(*states)
+@pytest.mark.parametrize(
+    ("stage", "changes", "name"),
+    [
+        ("finelip", {"slot_ratio": 0.75}, "text_encoder"),
+        ("distill", {}, "text_encoder"),
+        ("distill", {"pad": "zero"}, "text_encoder_2"),
+    ],
+)
+def test_the_cards_python_loads_the_encoder(workplace, stage, changes, name):
+    folder = train(workplace, stage, stage, **changes)
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    namespace = {}
+    exec(code.replace("this folder", str(folder)), namespace)
+    ids = AutoTokenizer.from_pretrained(folder)([make_caption(0, 3)], return_tensors="pt").input_ids
+    states = [
+        encoder.eval()(ids, output_hidden_states=True).hidden_states[-1]
+        for encoder in (namespace[name], load_text_encoder(folder))
+    ]
+    assert torch.equal(*states)

@@ -23,7 +23,7 @@ if [ -z "${DATA:-}" ]; then
         options+=(--stage1-steps 2500 --stage2-steps 1000 --captions 40000)
     fi
     for name in short positions lambda ntk loss length; do
-        tulip-diffusion evaluate ablation "$name" "${options[@]}" --out "$OUT/$name"
+        tulip-diffusion ablate "$name" "${options[@]}" --out "$OUT/$name"
     done
     exit
 fi

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tulip_diffusion import from_clip
 from tulip_diffusion.evaluation.encoders import Encoder
-from tulip_diffusion.training.finelip_ablation import BASELINE, add_arguments, run
+from tulip_diffusion.training.ablations.finelip import BASELINE, add_arguments, run
 
 
 @pytest.fixture

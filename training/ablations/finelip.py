@@ -1,4 +1,4 @@
-"""`evaluate finelip`: what each part of FineLIP adds, on stretched CLIP and on TULIP.
+"""`ablate finelip`: what each part of FineLIP adds, on stretched CLIP and on TULIP.
 
 Every row is trained from the same towers, on the same captions in the same order for the same number of steps, and
 ranked by the score that it was trained for; FineLIP* ranks the late interaction's weights by global and fine score
@@ -31,16 +31,18 @@ from tulip_diffusion.models.finelip import (
 )
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
-from .ablations import INITIAL_LOGIT_SCALE, agree_on_settings, training_pairs
-from .baselines import finetune_clip
-from .config import FineLIPArguments, FinetuneArguments
-from .finelip import finelip
+from ..baselines import finetune_clip
+from ..config import FineLIPArguments, FinetuneArguments
+from ..finelip import finelip
+from .method import INITIAL_LOGIT_SCALE, agree_on_settings
+from .pairs import training_pairs
 
 SETS = ("world-short", "world-long")
 BASELINE = "stretched CLIP, contrastive"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ablate finelip`."""
     parser.add_argument("--steps", type=arguments.steps, default=100, help="of every row (default 100)")
     parser.add_argument("--batch", type=arguments.count, default=64, help="pairs a step (default 64)")
     parser.add_argument(
@@ -78,6 +80,7 @@ class FineLIPAblation:
         self.sets = [world_set(name, options.count) for name in SETS]
 
     def common(self, folder: Path) -> dict[str, Any]:
+        """Training arguments that all rows share."""
         options = self.options
         return {
             "output_dir": str(folder),
@@ -93,6 +96,7 @@ class FineLIPAblation:
         }
 
     def baseline(self) -> dict[str, Any]:
+        """Figures of stretched CLIP under CLIP's own contrastive loss, trained unless it is on disk."""
         folder = self.options.work / "baseline"
         reader = self.read("clip")
         if not (folder / "run.json").exists():
@@ -106,6 +110,7 @@ class FineLIPAblation:
         return self.recall(encoder) | self.kept(text_encoder)
 
     def train(self, on: str, score: str) -> FineLIP:
+        """FineLIP on `on` ("clip" or "tulip") under `score`, trained unless it is on disk."""
         folder = self.options.work / f"{on}-{score}"
         if not (folder / "run.json").exists():
             clip, own = self.read("clip"), self.read(on).towers
@@ -159,6 +164,7 @@ def run(options: argparse.Namespace, read: Callable[[str], Encoder]) -> None:
 
 
 def table(results: dict[str, dict[str, Any]], count: int) -> str:
+    """The results as Markdown, one row a trained model and score."""
     header = [f"{name} {way}_R@1" for name in SETS for way in ("i2t", "t2i")] + [f"{name} slots" for name in SETS]
     header += ["penultimate_error"]
     rows = [[name, *(figures.get(column) for column in header)] for name, figures in results.items()]

@@ -1,4 +1,4 @@
-"""`evaluate ablation NAME`: what one choice of the method is worth, by training the embedded tower with it or without.
+"""`ablate NAME`: what one choice of the method is worth, by training the embedded tower with it or without.
 
 Every variant starts from the same CLIP towers (second slot), sees the same captions in the same order for the same
 number of steps, and is judged on the same held-out texts: retrieval of short, of long and of 500-token captions and of
@@ -14,55 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from tulip_diffusion import arguments
-from tulip_diffusion.data import CaptionData
-from tulip_diffusion.evaluation.datasets import WORLD
 from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.evaluation.fidelity import fidelity
 from tulip_diffusion.evaluation.plots import figure
-from tulip_diffusion.evaluation.prompts import prompts_of
 from tulip_diffusion.evaluation.records import markdown, plain, write_record
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.files import write_text
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
-from tulip_diffusion.scenes.captions import Caption
-from tulip_diffusion.scenes.dataset import SPLITS, full_caption, window_caption
-from tulip_diffusion.scenes.grammar import write_caption
-from tulip_diffusion.scenes.render import PLACES, random_scene, render
+from tulip_diffusion.scenes.dataset import SPLITS
+from tulip_diffusion.scenes.render import render
 
-from .config import DistillArguments, ExpandArguments
-from .distill import distill
-from .expand import Expansion, expand_positions
-from .loop import build_accelerator, run_stage
+from ..config import DistillArguments, ExpandArguments
+from ..distill import distill
+from ..expand import Expansion, expand_positions
+from ..loop import build_accelerator, run_stage
+from .pairs import SETS, held_out, training_pairs
 from .variants import ABLATIONS, Variant
 
-FIRST_SEED = SPLITS["train"] + 700_000_000  # away from the scenes that the family was trained on
 INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))  # CLIP's: the family ships none
 LENGTH = 248
 AT_ONCE = 4 * 1000**2  # pairs × tokens²
-SETS = ("short", "long", "hard", "500 tokens")
-
-
-class WorldPairs(CaptionData):
-    """Captions of the world with pictures that are drawn when they are needed; `images` holds the scenes."""
-
-    def image(self, index: int) -> Image.Image:
-        assert self.images is not None
-        return render(self.images[index])
-
-
-def mixed_caption(rng: np.random.Generator) -> Caption:
-    """Three in ten fit CLIP's window, four have about 225 tokens, three have 300 to 1,000."""
-    kind = rng.random()
-    if kind < 0.3:
-        return window_caption(rng)
-    if kind < 0.7:
-        return full_caption(rng)
-    return write_caption(rng, random_scene(rng, PLACES), tokens=int(rng.integers(300, 1000)))
 
 
 def pairs_at_once(batch: int, length: int) -> int:
@@ -71,21 +45,8 @@ def pairs_at_once(batch: int, length: int) -> int:
     return max([1, *(count for count in divisors if count * length**2 <= AT_ONCE)])
 
 
-def training_pairs(count: int, seed: int) -> WorldPairs:
-    first = FIRST_SEED + seed * 10_000_000
-    captions = [mixed_caption(np.random.default_rng(first + number)) for number in tqdm(range(count), desc="captions")]
-    return WorldPairs([caption.text for caption in captions], [caption.scene for caption in captions])
-
-
-def held_out(count: int, split: str) -> dict[str, list[Caption]]:
-    """What every variant is judged on, by the names of `SETS`."""
-    first = SPLITS[split]
-    sets = {name: WORLD[f"world-{name}"](first, count) for name in ("short", "long", "hard")}
-    return {**sets, "500 tokens": prompts_of("500", count, split)}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=ABLATIONS, help="what is varied")
+    """The options of the method's ablations."""
     parser.add_argument("--stage1-steps", type=arguments.count, default=250)
     parser.add_argument("--stage2-steps", type=arguments.count, default=100)
     parser.add_argument("--batch", type=arguments.count, default=64, help="captions a step (default 64)")
@@ -149,6 +110,7 @@ class Ablation:
         self.sets = held_out(options.count, options.split)
 
     def common(self, stage: str, folder: Path) -> dict[str, Any]:
+        """Training arguments that all variants share; `stage` is "stage1" or "stage2"."""
         options = self.options
         return {
             "output_dir": str(folder),
@@ -172,16 +134,16 @@ class Ablation:
         name = "-".join(["stage1", *(str(value) for value in variant.stage1.values())])
         folder = self.options.work / name
         if not (folder / "run.json").exists():
-            reader = self.read_clip()
+            encoder = self.read_clip()
             arguments = {"length": LENGTH, "teacher_cache": "off", "freeze_token_embedding": False, **variant.stage1}
             settings = DistillArguments(**self.common("stage1", folder), **arguments)
-            distill(reader.towers.text_encoder, reader.tokenizer, self.pairs, settings)
+            distill(encoder.towers.text_encoder, encoder.tokenizer, self.pairs, settings)
         return TulipTextModelWithProjection.from_pretrained(folder).eval()
 
     def train(self, variant: Variant) -> Encoder:
         """The towers that the variant's stages make."""
-        student, reader = self.stage1(variant), self.read_clip()
-        towers, tokenizer = reader.towers, reader.tokenizer
+        student, encoder = self.stage1(variant), self.read_clip()
+        towers, tokenizer = encoder.towers, encoder.tokenizer
         window = towers.text_encoder.config.max_position_embeddings
         if variant.stage2 is None:
             if variant.rotations == "test":
@@ -201,16 +163,16 @@ class Ablation:
         run_stage(stage, settings, accelerator)
         return Encoder(variant.name, ClipTowers(student.eval(), stage.image.eval(), None), tokenizer)
 
-    def measure(self, reader: Encoder) -> dict[str, Any]:
+    def measure(self, encoder: Encoder) -> dict[str, Any]:
         """Retrieval in both directions on every set, and fidelity to CLIP at 77 tokens."""
         figures: dict[str, Any] = {}
         for name, captions in self.sets.items():
-            images = reader.embed_images([render(caption.scene) for caption in captions])
-            texts = reader.embed_texts([caption.text for caption in captions])
+            images = encoder.embed_images([render(caption.scene) for caption in captions])
+            texts = encoder.embed_texts([caption.text for caption in captions])
             figures[name] = recall_at_k(images, texts, range(len(captions)), ks=(1, 5))
         clip = self.read_clip()
         short = [caption.text for caption in self.sets["short"]]
-        student, teacher = reader.towers.text_encoder, clip.towers.text_encoder
+        student, teacher = encoder.towers.text_encoder, clip.towers.text_encoder
         kept = fidelity(student, teacher, clip.tokenizer, short, clip.tokenizer.pad_token_id)
         return {**figures, "fidelity": kept}
 
@@ -224,6 +186,7 @@ class Ablation:
 
 
 def file_name(variant: Variant) -> str:
+    """The variant's name as a file's."""
     return variant.name.replace(",", "").replace("'", "").replace(" ", "-").lower()
 
 
@@ -240,6 +203,7 @@ def run(options: argparse.Namespace, read_clip: Callable[[], Encoder]) -> None:
 
 
 def table(results: dict[str, Any], count: int) -> str:
+    """The results as Markdown, one row a variant."""
     header = ["", *(f"{name} {way}" for name in SETS for way in ("i2t", "t2i"))]
     header += ["pooled cosine", "token cosine", "token error"]
     rows = [

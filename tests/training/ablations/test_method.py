@@ -11,18 +11,12 @@ from tulip_diffusion.data import CaptionData
 from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.scenes.render import render
-from tulip_diffusion.training import ablations
-from tulip_diffusion.training.ablations import (
-    ABLATIONS,
-    Ablation,
-    file_name,
-    held_out,
-    pairs_at_once,
-    run,
-    training_pairs,
-)
+from tulip_diffusion.training.ablations import method
+from tulip_diffusion.training.ablations.commands import METHOD, register
+from tulip_diffusion.training.ablations.method import Ablation, file_name, pairs_at_once, run
+from tulip_diffusion.training.ablations.pairs import held_out, training_pairs
+from tulip_diffusion.training.ablations.variants import ABLATIONS, COPE, PAPER, both
 from tulip_diffusion.training.config import DistillArguments, ExpandArguments
-from tulip_diffusion.training.variants import COPE, PAPER, both
 
 
 @pytest.fixture
@@ -33,15 +27,30 @@ def read_clip(load_towers, tokenizer):
 @pytest.fixture
 def options(tmp_path):
     parser = argparse.ArgumentParser()
-    ablations.add_arguments(parser)
+    register(parser.add_subparsers())
 
     def parse(name, *more):
-        line = f"{name} --stage1-steps 2 --stage2-steps 2 --batch 4 --captions 8 --count 4 --work {tmp_path / 'work'}"
+        small = "--stage1-steps 2 --stage2-steps 2 --batch 4 --captions 8 --count 4"
+        line = f"ablate {name} {small} --work {tmp_path / 'work'}"
         namespace = parser.parse_args([*line.split(), "--out", str(tmp_path / name), *more])
         namespace.assets = "tiny"
         return namespace
 
     return parse
+
+
+def test_every_ablation_has_its_command_and_refuses_senseless_numbers(options, capsys):
+    assert METHOD.keys() == ABLATIONS.keys()
+    for name in METHOD:
+        assert options(name).name == name
+    for flags, message in (
+        (["--stage1-rate", "0"], "above 0"),
+        (["--batch", "0"], "1 or more"),
+        (["--split", "x"], "x"),
+    ):
+        with pytest.raises(SystemExit):
+            options("loss", *flags)
+        assert message in capsys.readouterr().err
 
 
 def test_every_variant_of_every_ablation_is_one_that_the_stages_accept():
@@ -72,7 +81,7 @@ def test_training_pairs_show_what_they_say_and_none_of_them_is_judged():
 
 def test_an_ablation_trains_judges_writes_and_is_not_run_twice(options, read_clip, monkeypatch, capsys):
     short = {"positions": (*both("RoPE", PAPER), *both("CoPE", COPE))}
-    monkeypatch.setattr(ablations, "ABLATIONS", short)
+    monkeypatch.setattr(method, "ABLATIONS", short)
     chosen = options("positions")
     run(chosen, read_clip)
     first = json.loads((chosen.out / "ablation.json").read_text())["results"]

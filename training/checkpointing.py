@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 logger = get_logger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WORKER_SECONDS = 20  # that a loader's worker outlives SIGTERM
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -113,6 +114,8 @@ class StopSignal:
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """For a loader's workers: the terminal sends them Ctrl-C too, and the step they work on is still wanted."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """For a loader's workers: what ends the run is sent to them too, while the main process still wants their step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # elsewhere SIGTERM is not sent to groups of processes
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))

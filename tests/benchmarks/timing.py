@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from tulip_diffusion.files import write_text
+
 
 def interleave(variants: Mapping[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:
     """Seconds of each variant, in turn A B C A B C …, after one warm-up each, so that a drifting machine hits all."""
@@ -59,8 +61,5 @@ def _cpuinfo() -> list[str]:
 
 def write(results: dict, path: Path) -> None:
     """Write `results` with the machine's description as JSON, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
-    unfinished.replace(path)
+    write_text(path, json.dumps({"machine": machine(), **results}, indent=2) + "\n")
     print(f"written to {path}")

@@ -27,6 +27,7 @@ PROCESSES.set_forkserver_preload(["tulip_diffusion.training.expand", "tulip_diff
 def train(arguments, environment, errors, start_method):
     """`tulip-diffusion train`, in a process of its own that writes what it says to a file."""
     os.environ |= ENVIRONMENT | environment
+    os.setpgrp()
     with open(errors, "w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     if start_method:  # of the loader's workers: what macOS and Windows use
@@ -129,9 +130,9 @@ def test_a_run_that_was_stopped_and_killed_ends_bit_for_bit_like_an_unbroken_one
     broken, folder = flags(workplace, "expand", "broken", **changes), workplace / "broken"
 
     for number, step in ((signal.SIGTERM, 4), (signal.SIGINT, 12)):
-        stopped = start(broken, workplace / "errors")
+        stopped = start([*broken, "--num-workers", "1"], workplace / "errors")
         wait_for(stopped, folder, step)
-        os.kill(stopped.pid, number)
+        os.killpg(stopped.pid, number)  # as a terminal does, to the loader's worker too
         finish(stopped, status=128 + number)
         said = (workplace / "errors").read_text().splitlines()[-1]
         cause = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"

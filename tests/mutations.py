@@ -150,6 +150,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     failed = False
     for name in options.subjects or SUBJECTS:
         start = time.perf_counter()

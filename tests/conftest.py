@@ -14,6 +14,12 @@ LONG_CAPTION = " ".join(
 )
 
 
+@pytest.fixture(autouse=True)
+def own_data_cache(tmp_path_factory, monkeypatch):
+    """Captions that a test opens are kept apart from the person's own."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return load_tokenizer(max_length=2048)

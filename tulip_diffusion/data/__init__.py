@@ -2,9 +2,10 @@
 
 from .captions import CaptionData, inside
 from .images import IMAGE_SUFFIXES, as_seen, open_image
+from .opening import open_captions
 from .records import json_rows, jsonl_rows
 from .rows import BadRow, Row, SkippedRows, clean_caption, image_path
-from .sources import FORMATS, open_captions
+from .sources import FORMATS
 from .tables import csv_rows
 from .tars import TarMember
 from .text import decode, is_litter, read_json

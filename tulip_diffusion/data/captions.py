@@ -42,16 +42,19 @@ class CaptionData:
             raise BadRow(f"{self.name(index)}: {error}") from error
 
 
-def inside(root: Path, path: str) -> Path:
-    """`path` under `root`. A path that leads out of it is an attack or a mistake, so it stops the run.
+def check_inside(root: str, path: str) -> None:
+    """Raise ValueError if `path` leads out of `root`, an absolute folder: an attack or a mistake, so it stops the run.
 
     Links inside `root` are followed: whoever owns the folder put them there.
-
-    Raises:
-        ValueError: `path` leaves `root`.
     """
+    if not os.path.isabs(path) and ".." not in path:
+        return
+    if os.path.commonpath((root, os.path.normpath(os.path.join(root, path)))) != root:
+        raise ValueError(f"Image path {path!r} leaves the image root {root}. Correct the data, or name another root.")
+
+
+def inside(root: Path, path: str) -> Path:
+    """`path` under `root`. Raises ValueError if it leaves it, see [`check_inside`]."""
     base = os.path.abspath(root)
-    full = os.path.normpath(os.path.join(base, path))
-    if os.path.commonpath((base, full)) != base:
-        raise ValueError(f"Image path {path!r} leaves the image root {base}. Correct the data, or name another root.")
-    return Path(full)
+    check_inside(base, path)
+    return Path(os.path.normpath(os.path.join(base, path)))

@@ -26,8 +26,8 @@ class Cell:
         return value
 
 
-def load_dataset(source: str, split: str) -> Any:
-    """The `datasets.Dataset` that `source` names.
+def load_dataset(files: list[str], split: str) -> Any:
+    """The `datasets.Dataset` in Parquet or Arrow `files`, or that the only one of them names.
 
     Raises:
         ImportError: `datasets` is not installed.
@@ -39,12 +39,12 @@ def load_dataset(source: str, split: str) -> Any:
         raise ImportError(
             "Reading Hugging Face data sets needs: pip install '.[train]', in a clone of this project."
         ) from error
-    path = Path(source)
+    source, path = files[0], Path(files[0])
     try:
         if path.suffix == ".arrow":
-            return datasets.Dataset.from_file(source)
+            return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
         if path.is_file():
-            return datasets.load_dataset("parquet", data_files=source, split="train")
+            return datasets.load_dataset("parquet", data_files=files, split="train")
         saved = path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
         dataset = datasets.load_from_disk(source) if saved else datasets.load_dataset(source, split=split)
     except Exception as error:  # the library's own, pyarrow's, the network's
@@ -57,22 +57,34 @@ def load_dataset(source: str, split: str) -> Any:
     return dataset
 
 
-def huggingface_rows(source: str, split: str = "train") -> Iterator[Row]:
-    """Rows of a `datasets` data set; images are [`Cell`]s of its column of images, or paths."""
-    import datasets
-
-    dataset = load_dataset(source, split)
+def columns_of(dataset: Any) -> tuple[str, str | None]:
+    """The columns of captions and of images. Raises ValueError if it has none for captions, or two."""
     columns = tuple(dataset.column_names)
     try:
-        caption_key, image_key = find_key(columns, CAPTION_KEYS), find_key(columns, IMAGE_KEYS)
+        caption, image = find_key(columns, CAPTION_KEYS), find_key(columns, IMAGE_KEYS)
     except BadRow as reason:
-        raise ValueError(f"The columns of {source} are ambiguous: {reason}.") from reason
-    if caption_key is None:
-        raise ValueError(f"{source} has none of the columns {', '.join(CAPTION_KEYS)}, but {', '.join(columns)}.")
-    paths = image_key is not None and dataset.features[image_key] == datasets.Value("string")
-    if image_key and isinstance(dataset.features[image_key], datasets.Image):
-        dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
-    wanted = [caption_key, image_key] if paths else [caption_key]
+        raise ValueError(f"The columns of the data set are ambiguous: {reason}.") from reason
+    if caption is None:
+        raise ValueError(f"The data set has none of the columns {', '.join(CAPTION_KEYS)}, but {', '.join(columns)}.")
+    return caption, image
+
+
+def image_cells(dataset: Any) -> tuple[Any, str] | None:
+    """`dataset` with its column of images as bytes, and the column's name; None if it has none, or one of paths."""
+    import datasets
+
+    _, image = columns_of(dataset)
+    if image is None or dataset.features[image] == datasets.Value("string"):
+        return None
+    if isinstance(dataset.features[image], datasets.Image):
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    return dataset, image
+
+
+def huggingface_rows(dataset: Any, name: str) -> Iterator[Row]:
+    """Rows of a data set; images are [`Cell`]s of its column of images, or paths."""
+    caption, image = columns_of(dataset)
+    cells = image_cells(dataset)
+    wanted = [caption, image] if image and cells is None else [caption]
     for number, row in enumerate(dataset.select_columns(wanted)):
-        image = row[image_key] if paths else image_key and Cell(dataset, image_key, number)
-        yield Row(f"{source} row {number}", row[caption_key], image)
+        yield Row(f"{name} row {number}", row[caption], Cell(*cells, number) if cells else row.get(image))

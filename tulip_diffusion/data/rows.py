@@ -30,6 +30,14 @@ class Row(NamedTuple):
     image: Any = None
 
 
+class UsableRow(NamedTuple):
+    """A row after its caption was cleaned and its image found to be a path or a reference."""
+
+    name: str
+    caption: str
+    image: Any
+
+
 class Ambiguous(dict):
     """A JSON object that has one key twice."""
 
@@ -53,6 +61,12 @@ class SkippedRows:
         if len(self.reasons) < NAMED_ROWS:
             self.reasons.append(f"{name}: {reason}")
             logger.warning("Skipped %s: %s", name, reason)
+
+    def take(self, skipped: int, reasons: list[str]) -> None:
+        """Count, and name again, what was skipped when the rows were first read."""
+        self.skipped, self.reasons = skipped, reasons
+        for reason in reasons:
+            logger.warning("Skipped %s", reason)
 
     def check(self, seen: int, final: bool = True) -> None:
         """Raise if more than `max_share` of `seen` rows were bad; before the end only once enough were seen."""

@@ -1,21 +1,17 @@
-"""Opening captions and images from the formats people have them in.
-
-All captions are read when the data is opened, and bad rows are sorted out there; an image is opened when it is used.
-Every row can be reached by its number.
-"""
+"""What a name stands for: files, folders and data sets in the formats people have them in."""
 
 import glob
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from .captions import CaptionData, inside
-from .hub import huggingface_rows
+from .cache import file_state
+from .hub import huggingface_rows, image_cells, load_dataset
 from .images import IMAGE_SUFFIXES
 from .records import folder_rows, imagefolder_rows, json_rows, jsonl_rows, metadata_files, txt_rows
-from .rows import BadRow, Row, SkippedRows, clean_caption, image_path
+from .rows import Row
 from .tables import csv_rows
 from .tars import TAR_SUFFIXES, expand_braces, webdataset_rows
 from .text import is_litter
@@ -37,11 +33,20 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What a name stands for: files or folders of one format, and the folder that image paths are relative to."""
+    """Files or folders of one format, the folder of their image paths, and the data set where they are one."""
 
     format: str
     files: list[str]
     root: Path
+    dataset: Any = None
+
+    def state(self) -> str:
+        """What changes when the source does."""
+        return self.dataset._fingerprint if self.dataset is not None else file_state(*map(Path, self.files))
+
+    def cells(self) -> tuple[Any, str] | None:
+        """The data set and its column of images, if it has one."""
+        return None if self.dataset is None else image_cells(self.dataset)
 
     def rows(self, split: str, with_images: bool) -> Iterator[Row]:
         return chain.from_iterable(self.rows_of(file, split, with_images) for file in self.files)
@@ -50,7 +55,7 @@ class Source:
         path = Path(file)
         match self.format:
             case "datasets":
-                return huggingface_rows(file, split)
+                return huggingface_rows(self.dataset, file)
             case "webdataset":
                 return webdataset_rows(path, with_images)
             case "imagefolder":
@@ -75,12 +80,17 @@ def format_of(file: str) -> str | None:
 
 
 def find_source(source: str, data_format: str, split: str) -> Source:
-    """What `source` names.
+    """What `source` names; a data set is loaded.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a file or folder of no known format.
+        ValueError: it is a file or folder of no known format, or a data set that cannot be loaded.
     """
+    found = named_source(source, data_format, split)
+    return replace(found, dataset=load_dataset(found.files, split)) if found.format == "datasets" else found
+
+
+def named_source(source: str, data_format: str, split: str) -> Source:
     path = Path(source).expanduser()
     if path.is_dir():
         return folder_source(path, data_format, split)
@@ -141,56 +151,3 @@ def folder_source(folder: Path, data_format: str, split: str) -> Source:
     if data_format in ("folder", "datasets"):
         return Source(data_format, [str(folder)], folder)
     return Source(data_format, by_format.get(data_format, []), folder)
-
-
-def open_captions(
-    source: str,
-    data_format: str = "auto",
-    image_root: str | None = None,
-    with_images: bool = False,
-    split: str = "train",
-    max_bad_share: float = 0.05,
-) -> CaptionData:
-    """Open captions of any supported format; without `with_images` no image is looked for.
-
-    Args:
-        source: a .json, .jsonl, .csv, .tsv, .txt, .tar or .parquet file (text also as .gz), a pattern of such files
-            with braces or stars, a folder of them, a folder of images with text files beside them, a Hugging Face
-            image folder, or a data set that `datasets` loads. What exists here is never looked for on the Hub.
-        data_format: one of `FORMATS`, or "auto" to go by the name.
-        image_root: folder that image paths are relative to; the folder of `source` by default.
-        split: which part of a Hugging Face data set, or of a JSON object of lists.
-        max_bad_share: share of rows that may be unusable, 0 to 1.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the format is not known, a file is broken, an image path leaves `image_root`, too many rows are
-            bad, or none is left.
-    """
-    if data_format not in ("auto", *FORMATS):
-        raise ValueError(f"The data format must be auto or one of {', '.join(FORMATS)}, got {data_format!r}.")
-    found = find_source(source, data_format, split)
-    root = Path(image_root) if image_root else found.root
-    data = CaptionData([], [] if with_images else None, [], SkippedRows(max_bad_share))
-    try:
-        for row in found.rows(split, with_images):
-            add_row(data, row, root)
-    except (EOFError, zlib.error, UnicodeError) as error:
-        raise ValueError(f"{source} is broken: {error}. Fetch or write it again.") from error
-    data.skipped.check(len(data) + data.skipped.skipped)
-    if not data.captions:
-        raise ValueError(f"{source} holds no usable caption.")
-    return data
-
-
-def add_row(data: CaptionData, row: Row, root: Path) -> None:
-    """Append one row to `data`, or count it as skipped."""
-    try:
-        text = clean_caption(row.caption)
-        if data.images is not None:
-            image = image_path(row.image)
-            data.images.append(str(inside(root, image)) if isinstance(image, str) else image)
-        data.captions.append(text)
-        data.names.append(row.name)
-    except BadRow as reason:
-        data.skipped.add(row.name, reason)

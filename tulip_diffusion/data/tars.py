@@ -44,7 +44,7 @@ def webdataset_rows(shard: Path, with_images: bool = True) -> Iterator[Row]:
     Raises:
         ValueError: the shard is no tar, is broken, or is cut off.
     """
-    name = shard.name
+    name, shard = shard.name, shard.absolute()
     try:
         if with_images and packing(shard):
             shard = unpacked(shard)

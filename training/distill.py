@@ -42,7 +42,7 @@ from .student import (
     unprefixed,
 )
 from .teacher import Targets, Teacher
-from .teacher_cache import TeacherCache, hash_parts
+from .teacher_cache import TeacherCache, hash_all, hash_parts
 
 logger = get_logger(__name__)
 
@@ -168,7 +168,7 @@ class Distillation(Stage):
             "teacher": weights_hash(encoder),
             "teacher_config": hash_parts(json.dumps(config, sort_keys=True, default=str)),
             "tokenizer": hash_parts(self.tokenizer.backend_tokenizer.to_str(), str(self.collate.pad_id)),  # type: ignore[attr-defined]
-            "data": hash_parts(*self.data.captions),
+            "data": hash_all(self.data.captions),
             "rows": len(self.data),
             "draws": self.draws,
             "objective": arguments.objective,

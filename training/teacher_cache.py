@@ -6,7 +6,7 @@ A cache is a folder of safetensors shards and a manifest that says what they wer
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ BATCH_ENTRIES = 32  # captions that the teacher reads at once while the cache is
 
 def hash_parts(*parts: bytes | str) -> str:
     """SHA-256 of a sequence of parts, each with its length before it."""
+    return hash_all(parts)
+
+
+def hash_all(parts: Iterable[bytes | str]) -> str:
+    """The same of any number of parts, one after the other."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

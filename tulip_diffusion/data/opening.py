@@ -75,7 +75,9 @@ def usable_rows(found: Source, source: str, split: str, root: str | None, skippe
     """Rows that training can use, with their images where there is a `root`; the others are counted in `skipped`."""
     usable = 0
     try:
-        for row in tqdm(found.rows(split, root is not None), f"Reading {Path(source).name}", unit=" rows", delay=2):
+        for row in tqdm(
+            found.rows(split, root is not None), f"Reading {Path(source).name}", unit=" rows", delay=2, mininterval=1
+        ):
             try:
                 caption, image = clean_caption(row.caption), None
                 if root is not None:

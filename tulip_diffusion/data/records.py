@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .images import IMAGE_SUFFIXES
-from .rows import CAPTION_KEYS, TALK_KEYS, BadRow, Row, column_name, entry_row, image_path, without_repeats
+from .rows import CAPTION_KEYS, TALK_KEYS, BadRow, Row, column_name, entry_row, image_path
 from .tables import csv_rows
-from .text import decode, is_litter, json_list, lines, open_text
+from .text import decode, is_litter, json_list, lines, open_text, parse_json
 
 SPLITS = {"train", "test", "validation", "val", "valid"}  # names of folders that hold a part of a set
 BESIDE = (".txt", ".caption", ".json")  # endings of a caption's file beside its image; the first one found counts
@@ -32,7 +32,7 @@ def json_rows(path: Path, split: str = "train") -> Iterator[Row]:
                 entries = json_list(file)
             else:
                 text = start + file.read()
-                entries = iter(object_entries(json.loads(text, object_pairs_hook=without_repeats), split))
+                entries = iter(object_entries(parse_json(text), split))
             for number, entry in enumerate(entries):
                 yield entry_row(f"{path.name} entry {number}", entry)
     except json.JSONDecodeError as error:
@@ -78,7 +78,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             continue
         name = f"{path.name} line {number}"
         try:
-            yield entry_row(name, json.loads(text, object_pairs_hook=without_repeats))
+            yield entry_row(name, parse_json(text))
         except (ValueError, RecursionError) as error:
             yield Row(name, BadRow(f"it is not a JSON object ({error})"))
 
@@ -96,7 +96,7 @@ def row_beside(name: str, file: str, content: bytes, image: Any = None) -> Row:
         text = decode(content)
         if not file.lower().endswith(".json"):
             return Row(name, text, image)
-        return entry_row(name, json.loads(text, object_pairs_hook=without_repeats))._replace(image=image)
+        return entry_row(name, parse_json(text))._replace(image=image)
     except BadRow as reason:
         return Row(name, reason)
     except (ValueError, RecursionError) as error:

@@ -233,3 +233,65 @@ def test_karpathys_coco_is_five_captions_of_each_test_image_in_one_set_or_in_fiv
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
     with pytest.raises(ValueError, match="4 captions"):
         load_retrieval_set("coco-karpathy-5k", tmp_path)
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_byte_order_marks_and_line_endings_are_no_part_of_a_caption(encoding, ending, tmp_path, urban, coco):
+    (urban / "caption/1.txt").write_bytes(f"Étude{ending}more".encode(encoding))
+    data = load_retrieval_set("urban-1k", urban)
+    assert data.captions[data.image_of_text.index(names(data).index("1.jpg"))] == "Étude"
+
+    file = coco / "annotations/captions_val2017.json"
+    file.write_bytes(json.dumps(json.loads(file.read_text()), indent=1).replace("\n", ending).encode(encoding))
+    assert load_retrieval_set("coco", coco).captions[0] == "0 of 3"
+
+    tokens = tmp_path / "results_20130124.token"
+    tokens.write_bytes("".join(f"7.jpg#{n}\tÉtude {n}{ending}" for n in range(5)).encode(encoding))
+    picture(tmp_path / "flickr30k-images/7.jpg")
+    assert load_retrieval_set("flickr30k", tmp_path).captions == [f"Étude {n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c"])
+def test_other_separators_do_not_end_a_caption(mark, tmp_path):
+    text = f"A boat{mark}at sea"
+    line = {"split": "test", "image_file": "a.jpg", "description": text}
+    write(tmp_path / "docci_descriptions.jsonlines", json.dumps(line, ensure_ascii=False))
+    write(tmp_path / "caption/a.txt", f"{text}\nmore")
+    for file in ("images/a.jpg", "image/a.jpg"):
+        picture(tmp_path / file)
+    assert load_retrieval_set("docci", tmp_path).captions == [text]
+    assert load_retrieval_set("urban-1k", tmp_path).captions == [text]
+
+
+@pytest.mark.parametrize("litter", ["image/._1.jpg", "caption/._1.txt", "caption/._10.txt"])
+def test_what_macos_leaves_behind_is_no_pair(litter, urban):
+    (urban / litter).write_bytes(b"\x00\x05\x16\x07")
+    assert len(load_retrieval_set("urban-1k", urban).captions) == 3
+
+
+@pytest.mark.parametrize("caption", [None, 7, "", "  ", ["a"], "\ud83d", "a\x00b"])
+def test_a_caption_that_is_no_text_is_an_error(caption, coco):
+    file = coco / "annotations/captions_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["caption"] = caption
+    write(file, content)
+    with pytest.raises(ValueError, match=r"cannot be evaluated: .*000000000009\.jpg"):
+        load_retrieval_set("coco", coco)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": [{}], "annotations": []}', '{"images": 3}', "[" * 9999])
+def test_annotations_of_another_shape_are_one_sentence(content, coco):
+    (coco / "annotations/captions_val2017.json").write_text(content)
+    with pytest.raises(ValueError, match=r"coco|not valid JSON"):
+        load_retrieval_set("coco", coco)
+
+
+@pytest.mark.parametrize("bad", [b"caf\xe9", b"\xff\xfe\x00", b""])
+def test_a_caption_in_another_encoding_is_named(bad, urban):
+    (urban / "caption/10.txt").write_bytes(bad)
+    with pytest.raises(ValueError, match=r"10\.txt cannot be evaluated"):
+        load_retrieval_set("urban-1k", urban)

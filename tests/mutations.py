@@ -1,6 +1,6 @@
 """Damage files byte by byte and load them: each must load whole, or be refused in one sentence.
 
-    python -m tests.mutations [safetensors pt folder pipeline] [--count 1000] [--seed 0]
+    python -m tests.mutations [safetensors pt folder pipeline jsonl tar png …] [--count 1000] [--seed 0]
 
 A *subject* is a file or folder that is made once, and the function that loads it. What a mutation does to the weights'
 own bytes no loader can notice; half of the mutations therefore hit the first or last four kilobytes of a file, where
@@ -144,18 +144,21 @@ SUBJECTS = {
 
 
 def main() -> int:
+    from tests.data.mutations import SUBJECTS as DATA  # it needs what stands above
+
+    subjects = SUBJECTS | DATA
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subjects", nargs="*", help=f"of {', '.join(SUBJECTS)} (default: all)")
+    parser.add_argument("subjects", nargs="*", help=f"of {', '.join(subjects)} (default: all)")
     parser.add_argument("--count", type=int, default=1000, help="mutations of each")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     failed = False
-    for name in options.subjects or SUBJECTS:
+    for name in options.subjects or subjects:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as root:
-            outcomes, wrong = damage(SUBJECTS[name], Path(root), options.count, options.seed)
+            outcomes, wrong = damage(subjects[name], Path(root), options.count, options.seed)
         print(f"{name}: {dict(outcomes)}, {len(wrong)} wrong, {time.perf_counter() - start:.0f} s")
         print("".join(f"  {line}\n" for line in wrong[:20]), end="", flush=True)
         failed = failed or bool(wrong)

@@ -1,6 +1,6 @@
 """Pictures and captions as PyTorch data sets, and the seeds that keep evaluation apart from training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,19 @@ REFERENCES = {"colour": 0.35, "place": 0.05, "it": 0.08, "every": 0.1}
 MOST_THINGS = {"long": 6, "mixed": 9, "short": 13, "terse": 16}  # about what a window of 77 tokens holds
 
 
-def window_caption(rng: np.random.Generator, dangling: float = 0.0) -> Caption:
+def window_caption(
+    rng: np.random.Generator, dangling: float = 0.0, references: Mapping[str, float] = REFERENCES
+) -> Caption:
     """A caption of at most 77 tokens in any wording, with references or without, its scene as full as the text.
 
-    `dangling` is the chance that a caption lost its beginning, so that some of its references lead nowhere.
+    `dangling` is the chance that a caption lost its beginning, so that some of its references lead nowhere;
+    `references` are those of the six captions in ten that refer, as in `write_caption`.
     """
     wording = choose(rng, tuple(MOST_THINGS))
     things = int(rng.integers(1, MOST_THINGS[wording] + 1, 2).max())  # rather many: each one is something to learn
     refers = rng.random() < 0.6
     scene = landmark_scene(rng, things) if refers else random_scene(rng, things)
-    caption = write_caption(rng, scene, wording, REFERENCES if refers else None, cabinet=rng.random() < 0.7)
+    caption = write_caption(rng, scene, wording, references if refers else None, cabinet=rng.random() < 0.7)
     if rng.random() < dangling and len(caption.sentences) > 2:
         caption = caption.subset(range(int(rng.integers(1, 3)), len(caption.sentences)))
     return caption.cut(77)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from tulip_diffusion.devices import fast_bfloat16
 from tulip_diffusion.scenes.dataset import SceneDataset
 
 from .clip import load_towers
@@ -43,7 +44,7 @@ class Encoder:
         """SDXL's reading: penultimate states of both towers (batch, 77, 2 * width), pooled from the second."""
         states = []
         for towers, slot in zip(self.towers, ids, strict=True):
-            with torch.autocast(self.device, torch.bfloat16):
+            with torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16(self.device)):
                 text = towers.clip.text_model(input_ids=slot.to(self.device), output_hidden_states=True)
                 pooled = towers.clip.text_projection(text.pooler_output)
             states.append(text.hidden_states[-2].float())
@@ -51,7 +52,7 @@ class Encoder:
 
     @torch.no_grad()
     def latents(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16(self.device)):
             latents = self.vae.encode(pictures.to(self.device)).latent_dist.mode()
         return (latents.float() - self.mean) / self.std
 

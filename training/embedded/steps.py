@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from tulip_diffusion.devices import fast_bfloat16
+
 WARM_UP = 50
 
 
@@ -51,8 +53,8 @@ def train(
     """Train `model` in place for `steps` steps, going on from `folder`/state.pt where there is one.
 
     `make_batch(step)` depends on the number of the step alone and every step seeds torch with it, so a resumed run
-    sees what an unbroken one would have seen. `loss_of(batch)` runs under bfloat16 autocast, on a CPU too: matrix
-    products are several times faster in it. `check()` returns a line for the log.
+    sees what an unbroken one would have seen. `loss_of(batch)` runs under bfloat16 autocast where the device multiplies
+    it in hardware, CPUs included: matrix products are several times faster in it. `check()` returns a line for the log.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ def train(
         torch.manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps, learning_rate)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type)):
             loss = loss_of(send_to_device(batch, device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

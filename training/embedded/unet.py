@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.learning_rate,
         save_every=250,
         check=check,
-        check_every=1000,
+        check_every=800,
     )
     unet.save_pretrained(folder)
     scheduler.save_pretrained(options.folder / "scheduler")

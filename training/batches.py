@@ -90,11 +90,16 @@ def short_batch(cuts: Sequence[CutCaption], pad_id: int, window: int) -> Batch:
 
 
 def long_batch(cuts: Sequence[CutCaption], pad_id: int, rows: Sequence[int]) -> Batch:
-    """The long captions of `rows`, masked where padded; `long_of_row` finds a caption among them."""
+    """The long captions of `rows`, masked where padded; `long_of_row` finds a caption among them.
+
+    `long_positions` are there where the captions were cut with gaps.
+    """
     ids = [cuts[row].long_ids for row in rows]
     long_of_row = torch.full((len(cuts),), -1)
     long_of_row[list(rows)] = torch.arange(len(rows))
-    return {
+    positions = [cuts[row].long_positions for row in rows]
+    gaps = {} if None in positions else {"long_positions": pad_ids(positions, 0)}
+    return gaps | {
         "long_ids": pad_ids(ids, pad_id),
         "long_mask": pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True),
         "long_of_row": long_of_row,
@@ -123,7 +128,8 @@ def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Chunk:
 
     `token_at` counts from the first bucket's first token to the last one's last, pads included. Tokens of one piece,
     a sentence in one sub-caption, share a `piece` number; pieces that hold the same sentence share a `sentence`
-    number. `alone_ids` and `alone_positions` are each piece without its context, where it stood.
+    number. `sub_row` is each sub-caption's caption, in the order in which the buckets hold them. `alone_ids` and
+    `alone_positions` are each piece without its context, where it stood.
     """
     subs = [(row, sub) for row, cut in enumerate(cuts) for sub in cut.sub_captions]
     tokens: dict[str, list[int]] = {name: [] for name in ("row", "place", "at", "piece", "offset")}
@@ -146,6 +152,8 @@ def sub_caption_batch(cuts: Sequence[CutCaption], pad_id: int) -> Chunk:
     batch: Chunk = {f"token_{name}": torch.tensor(values, dtype=torch.long) for name, values in tokens.items()}
     if subs:
         batch["sub_ids"] = buckets
+        by_length = sorted(subs, key=lambda each: len(each[1].input_ids), reverse=True)  # as the buckets are
+        batch["sub_row"] = torch.tensor([row for row, _ in by_length])
         batch["piece_sentence"] = torch.tensor(piece_sentence)
         batch["alone_ids"] = pad_ids(alone_ids, pad_id)
         batch["alone_positions"] = pad_ids(alone_positions, 0)

@@ -63,6 +63,7 @@ class CutCaption:
     short_ids: list[int]  # at most `window` tokens, read by both
     long_ids: list[int]  # at most `length` tokens, read by the student
     sub_captions: list[SubCaption] = field(default_factory=list)  # read by the teacher; empty if all fits its window
+    long_positions: list[int] | None = None  # of `long_ids`, where they have gaps
 
     @property
     def tokens(self) -> int:
@@ -124,6 +125,7 @@ class CaptionCutter:
             sentences, the first left out).
         sub_captions: "subsets", "windows", "both" or "none".
         candidates: how many times every far sentence is covered by subsets, to choose from.
+        position_gaps: positions that a long text is spread over by random gaps before its sentences; 0 for none.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class CaptionCutter:
         sub_captions: str = "subsets",
         candidates: int = 1,
         seed: int = 0,
+        position_gaps: int = 0,
     ):
         if length < window:
             raise ValueError(f"length must be at least the teacher's window of {window} tokens, got {length}.")
@@ -145,6 +148,7 @@ class CaptionCutter:
         self.sub_captions = sub_captions
         self.candidates = candidates
         self.seed = seed
+        self.position_gaps = position_gaps
 
     def __call__(self, caption: str, index: int, draw: int = 0) -> CutCaption:
         generator = random.Random(f"{self.seed}-{index}-{draw}")  # strings seed alike on every machine
@@ -153,11 +157,26 @@ class CaptionCutter:
             short_ids=self.enclose(self.short_tokens(tokenized, generator)[: self.window - 2]),
             long_ids=self.enclose(tokenized.ids),
             sub_captions=self.cut_far(caption, tokenized, generator),
+            long_positions=self.spread(tokenized, generator) if self.position_gaps else None,
         )
 
     def enclose(self, ids: list[int]) -> list[int]:
         """`ids` between BOS and EOS."""
         return [self.tokenizer.bos_token_id, *ids, self.tokenizer.eos_token_id]
+
+    def spread(self, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
+        """Positions of BOS, tokens and EOS, with random gaps before sentences, all below `position_gaps`.
+
+        A sentence's states should not depend on how far from the start it stands, so short captions can train far
+        positions (PoSE, arXiv:2309.10400).
+        """
+        tokens = len(tokenized.ids) + 2
+        room = generator.randint(0, max(0, self.position_gaps - tokens))
+        shifts = sorted(generator.randint(0, room) for _ in tokenized.sentences)
+        positions = [0]
+        for place, ids, shift in zip(tokenized.places, tokenized.sentences, shifts, strict=True):
+            positions += range(place + shift, place + shift + len(ids))
+        return [*positions, positions[-1] + 1]
 
     def near_sentences(self, tokenized: TokenizedCaption) -> int:
         """How many sentences from the start fit into the window; the first counts even if it is cut there."""
@@ -237,4 +256,5 @@ def caption_cutter(
         sub_captions=arguments.sub_captions if far and arguments.length > window else "none",
         candidates=MOST_MOVING_CANDIDATES if arguments.subset_choice == "most-moving" else 1,
         seed=seed,
+        position_gaps=getattr(arguments, "position_gaps", 0),
     )

@@ -156,6 +156,13 @@ class DistillArguments(LoopArguments, CaptionArguments):
     )
     pooled_loss: Literal["cosine", "l2", "mse"] = option("cosine", "Distance between pooled states.")
     hidden_weight: float = option(1.0, "Weight of the per-token term of the default objective.")
+    long_pooled_weight: float = option(
+        1.0, "Weight of long texts' pooled states, held to the mean of their sub-captions'; default objective alone."
+    )
+    position_gaps: int = option(
+        0,
+        "Positions that random gaps at sentence starts spread a long text over, for lengths beyond --length.",
+    )
     position_encoding: Literal["rope", "cope"] = option("rope", "Positions of a new student.")
     freeze_token_embedding: bool = option(True, "Keep the teacher's token table, and textual inversions valid.")
     teacher_cache: str = option(

@@ -34,6 +34,7 @@ from .student import (
     StudentReader,
     check_vocabulary,
     hidden_figures,
+    long_pooled_error,
     new_student,
     note_length,
     origins_of,
@@ -164,7 +165,7 @@ class Distillation(Stage):
         arguments, cutter, encoder = self.arguments, self.cutter, self.teacher.encoder
         config = {k: v for k, v in encoder.config.to_dict().items() if k not in ("transformers_version", "dtype")}
         return {
-            "format": 1,
+            "format": 2,
             "teacher": weights_hash(encoder),
             "teacher_config": hash_parts(json.dumps(config, sort_keys=True, default=str)),
             "tokenizer": hash_parts(self.tokenizer.backend_tokenizer.to_str(), str(self.collate.pad_id)),  # type: ignore[attr-defined]
@@ -204,7 +205,7 @@ class Distillation(Stage):
     def loss(self, module: nn.Module, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor, Figures]:
         """Distance of the pooled states, plus that of the token states unless the objective is the paper's."""
         targets = self.targets(chunk, accelerator)
-        states = module(chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
+        states = module(chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"), chunk.get("long_positions"))
         loss = POOLED_LOSSES[self.arguments.pooled_loss](states.short_embeds.float(), targets.pooled)
         with torch.no_grad():
             figures = {"pooled_cosine": F.cosine_similarity(states.short_embeds, targets.pooled).mean()}
@@ -212,6 +213,9 @@ class Distillation(Stage):
             terms = hidden_figures(states, targets, chunk)
             figures |= terms
             loss = loss + self.arguments.hidden_weight * sum(terms.values())
+            if states.long_embeds is not None:
+                figures["long_pooled_error"] = long_pooled_error(states.long_embeds, targets, chunk)
+                loss = loss + self.arguments.long_pooled_weight * figures["long_pooled_error"]
         return loss, {"loss": loss, **figures}
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -33,13 +33,17 @@ class StudentReader(nn.Module):
         self.student = student
 
     def forward(
-        self, short_ids: Tensor, long_ids: Tensor | None = None, long_mask: Tensor | None = None
+        self,
+        short_ids: Tensor,
+        long_ids: Tensor | None = None,
+        long_mask: Tensor | None = None,
+        long_positions: Tensor | None = None,
     ) -> TextStates:
         """Short texts (captions, window) and, where there are any, long ones with their mask, both read once."""
         short = self.student(short_ids, output_hidden_states=True)
         if long_ids is None:
             return TextStates(short.text_embeds, short.hidden_states[-2])
-        long = self.student(long_ids, attention_mask=long_mask, output_hidden_states=True)
+        long = self.student(long_ids, attention_mask=long_mask, position_ids=long_positions, output_hidden_states=True)
         return TextStates(short.text_embeds, short.hidden_states[-2], long.text_embeds, long.hidden_states[-2])
 
 
@@ -122,6 +126,14 @@ def hidden_figures(states: TextStates, targets: Targets, batch: Chunk) -> Figure
         student = states.long_states[batch["long_of_row"][rows], targets.token_place]
         figures["long_error"] = aligned_token_error(student, targets.token_states, rows, len(batch["long_of_row"]))
     return figures
+
+
+def long_pooled_error(embeds: Tensor, targets: Targets, batch: Batch) -> Tensor:
+    """Mean relative squared error of long texts' pooled states, over the captions that have sub-captions."""
+    assert targets.long_pooled is not None
+    told = targets.long_pooled.any(dim=-1)
+    errors = relative_squared_error(embeds.float()[batch["long_of_row"][told]], targets.long_pooled[told])
+    return errors.sum() / max(1, len(batch["long_of_row"]))
 
 
 def unprefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

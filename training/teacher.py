@@ -22,6 +22,7 @@ class Targets:
     token_row: Tensor | None = None  # (tokens,)
     token_place: Tensor | None = None  # (tokens,)
     token_states: Tensor | None = None  # (tokens, width)
+    long_pooled: Tensor | None = None  # (captions, projection_dim); zeros where there are no sub-captions
 
     def float(self) -> "Targets":
         """The same with states in float32."""
@@ -60,6 +61,7 @@ class Teacher:
             width = self.encoder.config.hidden_size
             targets.token_row, targets.token_place = batch["token_row"], batch["token_place"]
             targets.token_states = targets.pooled.new_zeros(0, width)
+            targets.long_pooled = torch.zeros_like(targets.pooled)
             if "sub_ids" in batch:
                 self.read_sub_captions(batch, targets)
         return targets
@@ -70,14 +72,30 @@ class Teacher:
         return output.hidden_states[-2].float()
 
     def read_sub_captions(self, batch: Chunk, targets: Targets) -> None:
-        """Add the far tokens' states to `targets`."""
-        laid = torch.cat([self.penultimate(bucket).flatten(0, 1) for bucket in batch["sub_ids"]])
+        """Add the far tokens' states, and long captions' pooled targets, to `targets`."""
+        read = [self.encoder(bucket, output_hidden_states=True) for bucket in batch["sub_ids"]]
+        laid = torch.cat([output.hidden_states[-2].float().flatten(0, 1) for output in read])
         targets.token_states = laid[batch["token_at"]]
+        pooled = torch.cat([output.text_embeds.float() for output in read])
+        targets.long_pooled = mean_pooled(pooled, batch["sub_row"], len(targets.pooled))
         if self.most_moving:
             alone = self.penultimate(batch["alone_ids"], batch["alone_positions"])
             kept = most_moving_tokens(batch, targets.token_states, alone)
             for name in ("token_row", "token_place", "token_states"):
                 setattr(targets, name, getattr(targets, name)[kept])
+
+
+def mean_pooled(pooled: Tensor, row: Tensor, rows: int) -> Tensor:
+    """The mean direction of each row's vectors at their mean norm, (rows, width); zeros for a row without any.
+
+    `pooled` is (vectors, width), `row` (vectors,). The plain mean of vectors that differ is shorter than any of them,
+    which nobody who reads a pooled state has ever seen.
+    """
+    norms = pooled.norm(dim=-1)
+    count = torch.bincount(row, minlength=rows).clamp(min=1)
+    direction = pooled.new_zeros(rows, pooled.shape[1]).index_add_(0, row, pooled / norms[:, None])
+    norm = norms.new_zeros(rows).index_add_(0, row, norms) / count
+    return torch.nn.functional.normalize(direction, dim=-1) * norm[:, None]
 
 
 def most_moving_tokens(batch: Chunk, states: Tensor, alone: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tulip_diffusion.files import replacing, write_text
 
 from .teacher import Targets
 
+BY_CAPTION = ("pooled", "short_states", "long_pooled")  # one tensor for each entry
 SHARD_ENTRIES = 512
 BATCH_ENTRIES = 32  # captions that the teacher reads at once while the cache is filled
 
@@ -116,6 +117,8 @@ class TeacherCache:
             yield "short_states", targets.short_states.to(self.dtype)
         if targets.token_row is not None:
             assert targets.token_place is not None and targets.token_states is not None
+            assert targets.long_pooled is not None
+            yield "long_pooled", targets.long_pooled.to(self.dtype)
             yield "token_count", torch.bincount(targets.token_row, minlength=len(targets.pooled))
             yield "token_place", targets.token_place
             yield "token_states", targets.token_states.to(self.dtype)
@@ -129,9 +132,7 @@ class TeacherCache:
     def read(self, entries: Sequence[int]) -> dict[str, Tensor]:
         """The fields of `entries`' [`Targets`], as stored."""
         found = [self.entry(entry) for entry in entries]
-        fields = {
-            name: torch.stack([e[name] for e in found]) for name in ("pooled", "short_states") if name in found[0]
-        }
+        fields = {name: torch.stack([e[name] for e in found]) for name in BY_CAPTION if name in found[0]}
         if "token_states" in found[0]:
             counts = torch.tensor([len(e["token_place"]) for e in found])
             fields["token_row"] = torch.arange(len(found)).repeat_interleave(counts)
@@ -143,7 +144,7 @@ class TeacherCache:
         number, place = divmod(entry, SHARD_ENTRIES)
         shard = self.shard(number)
         names = set(shard.keys())
-        values = {name: shard.get_slice(name)[place] for name in ("pooled", "short_states") if name in names}
+        values = {name: shard.get_slice(name)[place] for name in BY_CAPTION if name in names}
         if "token_offsets" in names:
             start, end = shard.get_slice("token_offsets")[place : place + 2].tolist()
             values |= {name: shard.get_slice(name)[start:end] for name in ("token_place", "token_states")}

@@ -53,8 +53,9 @@ def train(
     """Train `model` in place for `steps` steps, going on from `folder`/state.pt where there is one.
 
     `make_batch(step)` depends on the number of the step alone and every step seeds torch with it, so a resumed run
-    sees what an unbroken one would have seen. `loss_of(batch)` runs under bfloat16 autocast where the device multiplies
-    it in hardware, CPUs included: matrix products are several times faster in it. `check()` returns a line for the log.
+    sees what an unbroken one would have seen. `loss_of(batch)` runs under bfloat16 autocast where the device, CPUs
+    included, multiplies it in hardware: matrix products are several times faster in it. `check()` returns a line for
+    the log.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

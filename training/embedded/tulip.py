@@ -74,7 +74,15 @@ class ReferenceDistillation(Distillation):
     def build_cutter(self) -> CaptionCutter:
         window = self.teacher.window
         length = max(self.arguments.length, window)
-        return ReferenceCutter(self.tokenizer, length, window, "prefix", "none", seed=self.arguments.seed)
+        return ReferenceCutter(
+            self.tokenizer,
+            length,
+            window,
+            "prefix",
+            "none",
+            seed=self.arguments.seed,
+            position_gaps=self.arguments.position_gaps,
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--length", type=int, default=520)
     parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
     parser.add_argument("--workers", type=int, default=0, help="processes that cut captions ahead of time")
+    parser.add_argument("--position-gaps", type=int, default=0, help="positions that long texts are spread over")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     teacher_folder = options.folder / f"clip-{options.tower}"
@@ -103,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         length=options.length,
         pad="eos" if options.tower == "l" else "zero",
         freeze_token_embedding=False,
+        position_gaps=options.position_gaps,
         mixed_precision="bf16",
         attn=options.attn,
         teacher_cache="off",

@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from tulip_diffusion.data import open_captions
+from tulip_diffusion.devices import best_device, fast_bfloat16
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.grammar import parse_caption
@@ -96,11 +97,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--length", type=int, default=520)
-    parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
+    parser.add_argument("--attn", choices=("eager", "sdpa"), help="default: eager for bfloat16 on a CPU, else sdpa")
     parser.add_argument("--workers", type=int, default=0, help="processes that cut captions ahead of time")
     parser.add_argument("--position-gaps", type=int, default=0, help="positions that long texts are spread over")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    device = best_device()
+    bfloat16 = fast_bfloat16(device)
     teacher_folder = options.folder / f"clip-{options.tower}"
     settings = DistillArguments(
         output_dir=str(options.out or options.folder / f"tulip-{options.tower}"),
@@ -113,8 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         pad="eos" if options.tower == "l" else "zero",
         freeze_token_embedding=False,
         position_gaps=options.position_gaps,
-        mixed_precision="bf16",
-        attn=options.attn,
+        mixed_precision="bf16" if bfloat16 else "no",
+        attn=options.attn or ("eager" if bfloat16 and device == "cpu" else "sdpa"),
         teacher_cache="off",
         num_workers=options.workers,
         save_every=100,

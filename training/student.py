@@ -128,7 +128,7 @@ def hidden_figures(states: TextStates, targets: Targets, batch: Chunk) -> Figure
     return figures
 
 
-def long_pooled_error(embeds: Tensor, targets: Targets, batch: Batch) -> Tensor:
+def long_pooled_error(embeds: Tensor, targets: Targets, batch: Chunk) -> Tensor:
     """Mean relative squared error of long texts' pooled states, over the captions that have sub-captions."""
     assert targets.long_pooled is not None
     told = targets.long_pooled.any(dim=-1)

@@ -1,4 +1,6 @@
 import re
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -132,3 +134,28 @@ def test_a_caption_is_tokenized_once(tokenizer, short, monkeypatch):
 def test_a_length_below_the_window_is_refused(tokenizer):
     with pytest.raises(ValueError, match="at least the teacher's window"):
         CaptionCutter(tokenizer, 60)
+
+
+@pytest.mark.parametrize("caption", [make_caption(4, 30), *ODD])
+def test_position_gaps_stand_before_sentences_alone_and_reach_no_further_than_asked(tokenizer, caption):
+    cutter = CaptionCutter(tokenizer, 248, position_gaps=2048)
+    tokenized = tokenize_sentences(caption, tokenizer, 246)
+    starts = set(tokenized.places)
+    for draw in range(8):
+        cut = cutter(caption, 0, draw)
+        assert cut.long_positions is not None and len(cut.long_positions) == len(cut.long_ids)
+        steps = [after - before for before, after in pairwise(cut.long_positions)]
+        assert cut.long_positions[0] == 0 and min(steps) >= 1 and cut.long_positions[-1] < 2048
+        assert all(step == 1 for place, step in enumerate(steps, start=1) if place not in starts)
+        assert cutter(caption, 0, draw) == cut  # the same in every process
+
+
+def test_position_gaps_spread_captions_far_beyond_their_own_tokens_and_change_no_cut(tokenizer):
+    caption = make_caption(5, 30)
+    plain, spread = CaptionCutter(tokenizer, 248), CaptionCutter(tokenizer, 248, position_gaps=2048)
+    last = []
+    for draw in range(64):
+        cut = spread(caption, 0, draw)
+        last.append(cut.long_positions[-1])
+        assert replace(cut, long_positions=None) == plain(caption, 0, draw)
+    assert max(last) > 1700 and min(last) < 700

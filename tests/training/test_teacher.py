@@ -7,11 +7,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.training import batches
-from tulip_diffusion.training.batches import pad_ids, short_batch, sub_caption_batch
+from tulip_diffusion.models.text_encoder import from_clip
+from tulip_diffusion.training.batches import long_batch, pad_ids, short_batch, sub_caption_batch
 from tulip_diffusion.training.captions import CaptionCutter
 from tulip_diffusion.training.config import DistillArguments
 from tulip_diffusion.training.distill import Distillation, distill
 from tulip_diffusion.training.loop import build_accelerator
+from tulip_diffusion.training.student import StudentReader
 from tulip_diffusion.training.teacher import Teacher, most_moving_tokens
 from tulip_diffusion.training.teacher_cache import TeacherCache
 
@@ -170,3 +172,33 @@ def test_the_manifest_names_everything_the_outputs_depend_on(tmp_path, tokenizer
         other = Distillation(teacher, None, tokenizer, captions(), arguments(tmp_path, **change))
         assert other.manifest() != manifest
     assert TeacherCache(tmp_path / "nowhere", manifest).missing() == [0]
+
+
+def test_a_long_texts_pooled_target_is_its_sub_captions_mean_direction_at_their_mean_norm(tokenizer, teacher):
+    _, batch = cut_batch(tokenizer, [make_caption(0, 20), "Short.", make_caption(1, 14)])
+    targets = Teacher(teacher).targets(batch)
+    with torch.no_grad():
+        pooled = torch.cat([teacher(bucket).text_embeds for bucket in batch["sub_ids"]])
+    for row in (0, 2):
+        own = pooled[batch["sub_row"] == row]
+        assert len(own) > 1
+        direction = torch.stack([vector / vector.norm() for vector in own]).sum(0)
+        expected = direction / direction.norm() * torch.stack([vector.norm() for vector in own]).mean()
+        torch.testing.assert_close(targets.long_pooled[row], expected)
+        assert own.mean(0).norm() < targets.long_pooled[row].norm()  # the plain mean would be too short
+    assert not targets.long_pooled[1].any()
+
+
+def test_gaps_reach_the_student_and_a_text_without_them_is_read_as_before(tokenizer, teacher):
+    student = StudentReader(copy.deepcopy(from_clip(teacher)))
+    cuts = [CaptionCutter(tokenizer, 248, position_gaps=gaps)(make_caption(0, 20), 0) for gaps in (0, 2048)]
+    plain, spread = (long_batch([cut], 0, [0]) for cut in cuts)
+    assert "long_positions" not in plain
+    short = short_batch(cuts[:1], 0, 77)["short_ids"]
+    far = student(short, spread["long_ids"], spread["long_mask"], spread["long_positions"])
+    alone = student.student(
+        spread["long_ids"], position_ids=torch.tensor([cuts[1].long_positions]), output_hidden_states=True
+    )
+    torch.testing.assert_close(far.long_states, alone.hidden_states[-2])
+    near = student(short, plain["long_ids"], plain["long_mask"])
+    assert not torch.allclose(near.long_states, far.long_states, atol=1e-3)

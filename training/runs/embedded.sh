@@ -10,11 +10,13 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     VAE=(--steps 3000 --batch 64) CLIP=(--steps 2000 --batch 256) TULIP=(--steps 800 --batch 96)
     REFERRING=(--steps 300 --batch 96 --learning-rate 7e-4)
     UNET=(--steps 6000 --batch 256 --shard 32768 --passes 2)
+    NEGATIVES=(--steps 1500 --batch 256) GAPS=(--steps 300 --batch 96 --learning-rate 5e-4)
 else
     WORKERS=${WORKERS:-0} ATTN=eager
     VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 900 --batch 32)
     REFERRING=(--steps 300 --batch 32 --learning-rate 7e-4)
     UNET=(--steps 12000 --batch 32 --shard 8192 --passes 5)
+    NEGATIVES=(--steps 2560 --batch 32) GAPS=(--steps 260 --batch 24 --learning-rate 5e-4)
 fi
 part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
 scenes=(--workers "$WORKERS")
@@ -25,11 +27,16 @@ part clip l --out "$FOLDER/clip-l" "${CLIP[@]}" "${scenes[@]}"
 part clip g --out "$FOLDER/clip-g" "${CLIP[@]}" "${scenes[@]}"
 # Steps of one size: without these, glibc gives their memory back each time, a quarter of the time on a CPU.
 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 \
-    part unet --folder "$FOLDER" "${UNET[@]}" "${scenes[@]}"
+    part unet --folder "$FOLDER" --out "$FOLDER/unet-first" "${UNET[@]}" "${scenes[@]}"
+# It goes on with captions that refer more, with empty and unrelated texts for "no prompt": what people write as negatives.
+MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456 \
+    part unet --folder "$FOLDER" --start "$FOLDER/unet-first" --texts everything --learning-rate 4e-4 \
+    "${NEGATIVES[@]}" "${scenes[@]}"
 
 # Encoders for its two slots that read further, and what they are compared with.
 part captions --out "$FOLDER/captions" --count 20000
 part captions --out "$FOLDER/captions-referring" --count 10000 --references 0.6
+part captions --out "$FOLDER/captions-far" --count 7500 --references 0.4 --seed "$((SEED + 9))"
 for tower in l g; do
     pad=$([ "$tower" = l ] && echo eos || echo zero)
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"
@@ -40,13 +47,18 @@ for tower in l g; do
     # read by SDXL and by retrieval; the first slot's is read by nobody.
     part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-first-$tower" "${TULIP[@]}" --attn "$ATTN" \
         "${scenes[@]}"
-    stage1=$([ "$tower" = l ] && echo tulip-l || echo tulip-stage1-g)
+    stage1=$([ "$tower" = l ] && echo tulip-referring-l || echo tulip-stage1-g)
     part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/$stage1" "${REFERRING[@]}" --attn "$ATTN" \
         "${scenes[@]}" --student "$FOLDER/tulip-first-$tower" --captions "$FOLDER/captions-referring/captions.jsonl"
     [ "$tower" = l ] || tulip-diffusion train expand "${common[@]}" "${pairs[@]}" --pad zero \
         --student "$FOLDER/tulip-stage1-g" --steps 40 --warmup_steps 5 --learning_rate 1e-4 \
         --ntk_alpha 0 --length 520 \
-        --short_weight 0.5 --short_captions random-subset --anchor_weight 30 --output_dir "$FOLDER/tulip-g"
+        --short_weight 0.5 --short_captions random-subset --anchor_weight 30 --output_dir "$FOLDER/tulip-referring-g"
+    # Position gaps: the same lengths, spread over 2,048 positions.
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-$tower" "${GAPS[@]}" "${scenes[@]}" \
+        --student "$FOLDER/tulip-referring-$tower" --captions "$FOLDER/captions-far/captions.jsonl" \
+        --position-gaps 2048
+    [ "$tower" = l ] || cp -r "$FOLDER/tulip-referring-g/image_encoder" "$FOLDER/tulip-g/"  # the one it was tuned with
     # As published: the pooled state alone, then NTK and contrast.
     tulip-diffusion train distill "${common[@]}" --pad "$pad" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"

@@ -6,8 +6,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tulip_diffusion.data import CaptionData
-from tulip_diffusion.training import batches
 from tulip_diffusion.models.text_encoder import from_clip
+from tulip_diffusion.training import batches
 from tulip_diffusion.training.batches import long_batch, pad_ids, short_batch, sub_caption_batch
 from tulip_diffusion.training.captions import CaptionCutter
 from tulip_diffusion.training.config import DistillArguments

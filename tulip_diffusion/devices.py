@@ -37,7 +37,7 @@ def check_device(name: str) -> str:
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware; a CPU that does not takes up to 70 times as long as float32."""
+    """Whether `device` multiplies bfloat16 in hardware; a CPU that does not takes many times as long as float32."""
     import torch
 
     return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

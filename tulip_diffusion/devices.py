@@ -34,10 +34,3 @@ def check_device(name: str) -> str:
     if not usable:
         raise ValueError(f"Device {name!r} cannot be used on this machine. Use {best_device()!r}.")
     return name
-
-
-def fast_bfloat16(device: str) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware; a CPU that does not takes many times as long as float32."""
-    import torch
-
-    return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -11,12 +11,14 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     REFERRING=(--steps 300 --batch 96 --learning-rate 7e-4)
     UNET=(--steps 6000 --batch 256 --shard 32768 --passes 2)
     NEGATIVES=(--steps 1500 --batch 256) GAPS=(--steps 300 --batch 96 --learning-rate 5e-4)
+    AGAIN=(--steps 200 --batch 96 --learning-rate 4e-4)
 else
     WORKERS=${WORKERS:-0} ATTN=eager
     VAE=(--steps 1600 --batch 24) CLIP=(--steps 900 --batch 128) TULIP=(--steps 900 --batch 32)
     REFERRING=(--steps 300 --batch 32 --learning-rate 7e-4)
     UNET=(--steps 12000 --batch 32 --shard 8192 --passes 5)
     NEGATIVES=(--steps 2560 --batch 32) GAPS=(--steps 260 --batch 24 --learning-rate 5e-4)
+    AGAIN=(--steps 180 --batch 24 --learning-rate 4e-4)
 fi
 part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2}" --seed "$SEED"; }
 scenes=(--workers "$WORKERS")
@@ -54,11 +56,21 @@ for tower in l g; do
         --student "$FOLDER/tulip-stage1-g" --steps 40 --warmup_steps 5 --learning_rate 1e-4 \
         --ntk_alpha 0 --length 520 \
         --short_weight 0.5 --short_captions random-subset --anchor_weight 30 --output_dir "$FOLDER/tulip-referring-g"
-    # Position gaps: the same lengths, spread over 2,048 positions.
-    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-$tower" "${GAPS[@]}" "${scenes[@]}" \
+    # The same lengths spread over 2,048 positions; for the second slot again, with captions that refer more. That costs
+    # references what it gives to length, so what ships is the mean of before and after, its attention scaled.
+    part tulip "$tower" --folder "$FOLDER" --out "$FOLDER/tulip-far-$tower" "${GAPS[@]}" "${scenes[@]}" \
         --student "$FOLDER/tulip-referring-$tower" --captions "$FOLDER/captions-far/captions.jsonl" \
         --position-gaps 2048
-    [ "$tower" = l ] || cp -r "$FOLDER/tulip-referring-g/image_encoder" "$FOLDER/tulip-g/"  # the one it was tuned with
+    last=tulip-far-$tower
+    if [ "$tower" = g ]; then
+        last=tulip-far-again-g
+        part tulip g --folder "$FOLDER" --out "$FOLDER/$last" "${AGAIN[@]}" "${scenes[@]}" \
+            --student "$FOLDER/tulip-far-g" --captions "$FOLDER/captions-referring/captions.jsonl" --position-gaps 2048
+    fi
+    python -m tulip_diffusion.training.embedded.average "$FOLDER/tulip-referring-$tower" "$FOLDER/$last" \
+        --share 0.7 --out "$FOLDER/tulip-$tower"
+    # The image tower is the one that it was tuned with.
+    [ "$tower" = l ] || cp -r "$FOLDER/tulip-referring-g/image_encoder" "$FOLDER/tulip-g/"
     # As published: the pooled state alone, then NTK and contrast.
     tulip-diffusion train distill "${common[@]}" --pad "$pad" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"

@@ -14,6 +14,7 @@ from tulip_diffusion.scenes.dataset import (
     window_caption,
 )
 from tulip_diffusion.scenes.grammar import landmark_scene, parse_caption, write_caption
+from tulip_diffusion.scenes.guide import EXAMPLES, outside_world
 from tulip_diffusion.scenes.oracle import read_scene
 from tulip_diffusion.scenes.render import CABINETS, PLACES, Scene, Thing, random_scene, render, render_array
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
@@ -166,3 +167,43 @@ def test_the_splits_never_share_a_seed_and_an_item_is_always_the_same():
 def test_an_unknown_split_is_refused_with_the_splits_there_are():
     with pytest.raises(ValueError, match="validation"):
         SceneDataset(4, "test")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "things"),
+    [
+        ("Top shelf, first place: a red tulip.", {0: ("tulip", "red")}),
+        ("A red tulip stands on the top shelf, in the first place from the left!", {0: ("tulip", "red")}),
+        ("bottom fourth blue key; upper second, a pink cat", {15: ("key", "blue"), 5: ("cat", "pink")}),
+        ("There's a green boat in the leftmost place of the lower row and nothing else", {8: ("boat", "green")}),
+        (
+            "A red tulip in the first place and a blue cup in the 2nd place of the top shelf\nBottom 4th: white star",
+            {0: ("tulip", "red"), 1: ("cup", "blue"), 15: ("star", "white")},
+        ),
+        ("On the top shelf, first place, stands a red tulip. Upper first: orange fish?", {0: ("tulip", "red"), 4: ("fish", "orange")}),
+    ],
+)  # fmt: skip
+def test_sentences_in_a_persons_own_words_are_read_like_the_grammars(prompt, things):
+    caption = parse_caption(prompt)
+    assert {claim.place: (claim.thing.kind, claim.thing.colour) for claim in caption.claims} == things
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "A small harbour town",
+        "No red tulip on the top shelf, first place",
+        "A red tulip and a cup on the top shelf, first place",
+        "the first red tulip",
+        "Bottom line: the first house is not blue",
+    ],
+)
+def test_what_names_no_thing_in_a_place_is_outside_the_world_and_gets_a_note(prompt):
+    with pytest.raises(ValueError, match="says which thing"):
+        parse_caption(prompt)
+    assert "draws one world" in outside_world(prompt) and EXAMPLES[0] in outside_world(prompt)
+
+
+def test_the_guides_own_sentences_are_understood():
+    assert not outside_world(" ".join(EXAMPLES))
+    assert len(parse_caption(" ".join(EXAMPLES)).claims) == 2

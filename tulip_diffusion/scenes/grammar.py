@@ -8,7 +8,7 @@ import numpy as np
 from .captions import Caption, Sentence
 from .render import CABINETS, COLUMNS, PLACES, ROWS, Scene, Thing
 from .sprites import COLOURS, KINDS
-from .wording import ASIDES, REMARKS, SIDES, TEMPLATES, count_tokens, fill, read_sentence
+from .wording import ASIDES, REMARKS, SIDES, TEMPLATES, count_tokens, fill, read_freely, read_sentence
 
 LANDMARKS = 4  # kinds that a scene for references holds at most once
 
@@ -179,7 +179,7 @@ class Reader:
     def read(self, text: str) -> None:
         known = read_sentence(text if text.endswith(".") else text + ".")
         if known is None:
-            self.sentences.append(Sentence(text))
+            self.read_freely(text)
             return
         role, words = known
         referent = self.referent(words["other"]) if "other" in words else None
@@ -193,6 +193,14 @@ class Reader:
             if colour is not None:
                 self.colours[place] = colour
         self.sentences.append(Sentence(text, role, places, referent))
+
+    def read_freely(self, text: str) -> None:
+        """A sentence that the grammar does not write, by the world's words in it; an aside where they say nothing."""
+        places = []
+        for words in read_freely(text):
+            places += self.places("thing", words, None)
+            self.kinds[places[-1]], self.colours[places[-1]] = words["kind"], words["colour"]
+        self.sentences.append(Sentence(text, "thing" if places else "", tuple(places)))
 
     def referent(self, kind: str) -> int | None:
         """The place of "the tulip", None unless exactly one was mentioned."""
@@ -221,13 +229,16 @@ class Reader:
 
 
 def parse_caption(text: str) -> Caption:
-    """Read a text of this world back, resolving its references; sentences that it does not know are asides.
+    """Read a text of this world back, resolving its references.
+
+    Sentences that the grammar does not write are read by the world's words in them, in whatever order; those that say
+    nothing of a thing in a place are asides.
 
     Raises:
         ValueError: the text says nothing that the world could show.
     """
     reader = Reader()
-    for part in re.findall(r"[^.]+\.?", text):
+    for part in re.findall(r"[^.!?;\n]+[.!?;]?", text):
         if part.strip():
             reader.read(part.strip())
     caption = Caption(reader.scene(), tuple(reader.sentences))

@@ -132,6 +132,36 @@ def pattern(template: str) -> re.Pattern:
     return re.compile(expression, re.IGNORECASE)
 
 
+FREE = {  # slot -> word as a person may write it -> the world's word
+    "row": {**{row: row for row in ROWS}, "topmost": "top", "bottommost": "bottom"},
+    "column": {
+        **{column: column for column in COLUMNS},
+        **dict(zip(("1st", "2nd", "3rd", "4th"), COLUMNS, strict=True)),
+        "leftmost": COLUMNS[0],
+        "rightmost": COLUMNS[-1],
+    },
+    "kind": {kind: kind for kind in KINDS},
+    "colour": {colour: colour for colour in COLOURS},
+}
+DENIALS = {"no", "not", "without", "never", "nor", "neither"}
+
+
+def read_freely(text: str) -> list[dict[str, str]]:
+    """The things that a sentence in any wording puts into places, each with its `row`, `column`, `kind` and `colour`.
+
+    The n-th kind goes with the n-th colour and the n-th place; one row, named once, holds for all of them. Nothing is
+    read out of a sentence in which they do not add up, or which denies something.
+    """
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    found = {slot: [known[word] for word in words if word in known] for slot, known in FREE.items()}
+    count = len(found["kind"])
+    if len(found["row"]) == 1:
+        found["row"] *= count
+    if DENIALS & set(words) or any(len(values) != count for values in found.values()):
+        return []
+    return [dict(zip(found, thing, strict=True)) for thing in zip(*found.values(), strict=True)]
+
+
 def read_sentence(text: str) -> tuple[str, dict[str, str]] | None:
     """Role and words of one sentence of this world; None where it says nothing about the picture."""
     for role, wordings in TEMPLATES.items():

@@ -1,0 +1,40 @@
+"""The world in words for the people who write prompts for it."""
+
+from .grammar import parse_caption
+from .render import CABINETS, COLUMNS, ROWS
+from .sprites import COLOURS, KINDS
+
+
+def listed(words) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}"
+
+
+WORLD = (
+    "The small family that comes with the package draws one world: a cabinet of four shelves with four places each."
+)
+EXAMPLES = (
+    "Top shelf, first place: a red tulip.",
+    "In the third place of the lower shelf is a blue cup.",
+    "The cabinet is made of walnut.",
+)
+GRAMMAR = {
+    "shelf": ROWS,
+    "place, from the left": COLUMNS,
+    "colour": tuple(COLOURS),
+    "thing": KINDS,
+    "cabinet": tuple(CABINETS),
+}
+HOW = (
+    f"It understands sentences like “{EXAMPLES[0]}”: a shelf ({listed(ROWS)}), a place ({listed(COLUMNS)}), a colour "
+)
+HOW += f"({listed(COLOURS)}) and a thing ({listed(KINDS)})."
+
+
+def outside_world(prompt: str) -> str:
+    """What to tell somebody whose prompt names nothing that the shipped family can draw; "" for all other prompts."""
+    try:
+        parse_caption(prompt)
+    except ValueError:
+        return f"This prompt names nothing that the small family can draw. {WORLD} {HOW}"
+    return ""

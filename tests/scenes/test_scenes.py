@@ -180,9 +180,12 @@ def test_an_unknown_split_is_refused_with_the_splits_there_are():
             "A red tulip in the first place and a blue cup in the 2nd place of the top shelf\nBottom 4th: white star",
             {0: ("tulip", "red"), 1: ("cup", "blue"), 15: ("star", "white")},
         ),
-        ("On the top shelf, first place, stands a red tulip. Upper first: orange fish?", {0: ("tulip", "red"), 4: ("fish", "orange")}),
+        (
+            "On the top shelf, first place, stands a red tulip. Upper first: orange fish?",
+            {0: ("tulip", "red"), 4: ("fish", "orange")},
+        ),
     ],
-)  # fmt: skip
+)
 def test_sentences_in_a_persons_own_words_are_read_like_the_grammars(prompt, things):
     caption = parse_caption(prompt)
     assert {claim.place: (claim.thing.kind, claim.thing.colour) for claim in caption.claims} == things

@@ -1,12 +1,5 @@
 """The demo's page: CLIP, Long-CLIP and TULIP read one prompt, and one UNet draws what each of them understood."""
 
-import argparse
-import json
-import logging
-import os
-import signal
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +7,21 @@ from typing import Any
 import gradio as gr
 
 from tulip_diffusion.embedded import ASSETS
+from tulip_diffusion.scenes.guide import EXAMPLES, HOW, WORLD
 
-from . import markup
+from . import browser, markup
 from .api import Api
-from .errors import sentence_of
 from .examples import SIZES, prose_examples, world_examples
-from .page import Page, slide, stopped
+from .greeting import Greeting, load_greeting
+from .page import Page, slide
 from .settings import LENGTHS, MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, OVERFLOWS
 from .studio import Studio
-from .style import CSS, theme
 from .weights import Weights
 
 QUEUE = 16  # runs that may wait; more are told that the queue is full
-INTRODUCTION = (
-    "Stable Diffusion XL reads the first 77 tokens of a prompt. Long-CLIP reads 248, TULIP all of them. Here one "
-    "UNet, trained with 77 tokens only, draws from the same noise what each text encoder tells it."
-)
+INTRODUCTION = "One prompt, one UNet, the same noise; only the text encoder differs."
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+DRAWING: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "drawing"}  # one picture at a time, whoever asks
 
 
 def build_demo(
@@ -51,90 +43,109 @@ def build_demo(
 
 
 def build(studio: Studio) -> gr.Blocks:
+    """The page of a `studio`: its components, top to bottom, and what each of them does."""
     page, api = Page(studio), Api(studio)
+    embedded = studio.weights.embedded
+    greeting = load_greeting(studio.weights.assets, studio.titles) if embedded else None
     with gr.Blocks(title="TULIP · what does the text encoder see?", analytics_enabled=False) as demo:
-        gr.HTML(f'<div id="title"><h1>What does the text encoder see?</h1><p>{INTRODUCTION}</p></div>')
+        gr.HTML(markup.title(INTRODUCTION, WORLD if embedded else ""), elem_id="title")
         with gr.Row(elem_id="asking"):
             prompt = gr.Textbox(
-                label="Prompt",
-                info="Enter draws, Shift + Enter starts a new line",
-                placeholder="A cabinet, a harbour, a garden: the longer, the more there is to lose …",
-                lines=1,
-                max_lines=5,
+                label="Prompt (Enter draws, Shift + Enter starts a new line)",
+                show_label=False,
+                placeholder=f"{' '.join(EXAMPLES[:2])} …" if embedded else "The longer, the more there is to lose …",
+                lines=2,
+                max_lines=3,
                 autofocus=True,
                 autoscroll=False,
                 scale=6,
-                min_width=300,
+                min_width=280,
                 elem_id="prompt",
             )
-            with gr.Column(scale=1, elem_classes="buttons"):
-                draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                stop = gr.Button("Stop", elem_id="stop")
-        examples(studio, prompt)
+            with gr.Row(scale=1, elem_classes="buttons"):
+                draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=80)
+                stop = gr.Button("Stop", elem_id="stop", min_width=80)
+        helpers(studio, page, prompt)
         bar = gr.HTML(markup.empty_bar(), elem_id="bar")
-        settings = settings_of(studio)
-        status = gr.HTML(markup.status(""), elem_id="status", min_height=40)
+        status = gr.HTML(greeting.sentence if greeting else markup.status(""), elem_id="status", min_height=28)
         shown, past = gr.State(None), gr.State([])
         with gr.Tabs():
             with gr.Tab("Side by side"):
-                pictures, notes, download = columns(studio)
+                pictures, notes = columns(studio, greeting)
+                download, gallery, seed_again, link = takings()
             with gr.Tab("Slider"):
                 slider_of(studio, shown)
-            with gr.Tab("Runs"):
-                gr.HTML("<p>The runs of this visit, the latest first. Choose one to bring it back.</p>")
-                gallery = gr.Gallery(
-                    label="Past runs",
-                    show_label=False,
-                    columns=2,
-                    fit_columns=False,
-                    object_fit="contain",
-                    format="png",
-                    interactive=False,
-                    elem_id="past",
-                )
             with gr.Tab("Explain"):
                 explain_button = gr.Button("Explain this prompt", variant="primary")
                 explanation = gr.HTML(elem_id="explanation")
+        settings = settings_of(studio)
+        negative, seed, randomise, steps, guidance, size, overflow, length, images = settings
+        if embedded:
+            gr.HTML(markup.guide(HOW, EXAMPLES), elem_id="guide")
 
-        seed = settings[1]
-        outputs = [*pictures, *notes, status, seed, download, shown, past, gallery]
-        drawing: dict[str, Any] = {
-            "concurrency_limit": 1,
-            "concurrency_id": "drawing",
-        }  # one picture at a time, whoever asks
-        running = gr.on(
-            [draw.click, prompt.submit],
+        outputs = [*pictures, *notes, status, seed, download, shown, past, gallery, bar]
+        gr.on(
+            [draw.click, prompt.submit], page.begin, prompt, outputs, js=browser.SCROLL, queue=False, **PRIVATE
+        ).then(
             page.draw,
             [prompt, *settings, past],
             outputs,
             show_progress_on=status,
             api_visibility="private",
-            **drawing,
+            **DRAWING,
+        ).then(None, [prompt, *settings], None, js=browser.REMEMBER, api_visibility="private")
+        stop.click(page.stop, None, status, queue=False, **PRIVATE)
+        restored = [prompt, negative, randomise, steps, guidance, size, overflow, length]
+        gallery.select(page.show, past, [*outputs, *restored], **PRIVATE)
+        seed_again.click(lambda: False, None, randomise, queue=False, **PRIVATE)
+        link.click(None, None, status, js=browser.COPY_LINK, api_visibility="private")
+        explain_button.click(page.explain, prompt, explanation, api_visibility="private", **DRAWING)
+        prompt.change(page.count_tokens, prompt, bar, queue=False, trigger_mode="always_last", **PRIVATE)
+        demo.load(
+            None, [prompt, *settings], [prompt, *settings], js=browser.RECALL, api_visibility="private"
         )
-        stop.click(stopped, None, status, cancels=[running], queue=False, api_visibility="private")
-        gallery.select(page.show, past, outputs, show_progress="hidden", api_visibility="private")
-        explain_button.click(page.explain, prompt, explanation, api_visibility="private", **drawing)
-        prompt.change(
-            page.count_tokens,
-            prompt,
-            bar,
-            queue=False,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
-        gr.api(api.compare, api_name="compare", **drawing)
+        gr.api(api.compare, api_name="compare", **DRAWING)
         gr.api(api.describe, api_name="describe", queue=False)
     return demo.queue(max_size=QUEUE, default_concurrency_limit=4)
 
 
-def examples(studio: Studio, prompt: gr.Textbox) -> None:
-    texts = world_examples() if studio.weights.embedded else prose_examples()
-    with gr.Row(elem_id="sizes"):
-        gr.HTML("<span>Examples of about</span>", min_width=130)
-        for size, text in zip(SIZES, texts, strict=True):
-            button = gr.Button(f"{size} tokens", size="sm", min_width=70)
-            button.click(None, None, prompt, js=f"() => {json.dumps(text)}", api_visibility="private")
+def helpers(studio: Studio, page: Page, prompt: gr.Textbox) -> None:
+    """One row of buttons that write into the prompt, and one for dark and light."""
+    embedded = studio.weights.embedded
+    with gr.Row(elem_id="helpers"):
+        gr.HTML("<span>Examples</span>", min_width=64)
+        for size, text in zip(SIZES, world_examples() if embedded else prose_examples(), strict=True):
+            button = small(f"{size} tokens")
+            button.click(None, None, prompt, js=browser.write(text), api_visibility="private")
+        small("Random").click(page.random_prompt, None, prompt, queue=False, **PRIVATE)
+        if embedded:
+            for label, text in zip(("+ thing", "+ thing, other words", "+ cabinet"), EXAMPLES, strict=True):
+                small(label).click(None, prompt, prompt, js=browser.append(text), api_visibility="private")
+        small("Dark / light").click(None, None, None, js=browser.TOGGLE_DARK, api_visibility="private")
+
+
+def small(label: str) -> gr.Button:
+    return gr.Button(label, size="sm", min_width=60)
+
+
+def takings() -> tuple[gr.DownloadButton, gr.Gallery, gr.Button, gr.Button]:
+    """What a run leaves to take away: the strip, a link, its seed, and the runs of this visit."""
+    with gr.Row(elem_id="takings"):
+        download = gr.DownloadButton("Download the strip (PNG, settings inside)", interactive=False, size="sm")
+        seed_again = small("Use this seed again")
+        link = small("Copy a link to these settings")
+    gallery = gr.Gallery(
+        label="Runs of this visit, the latest first. Choose one to bring it back",
+        columns=6,
+        fit_columns=False,
+        object_fit="contain",
+        format="png",
+        interactive=False,
+        allow_preview=False,
+        buttons=[],
+        elem_id="past",
+    )
+    return download, gallery, seed_again, link
 
 
 def settings_of(studio: Studio) -> list[Any]:
@@ -144,7 +155,7 @@ def settings_of(studio: Studio) -> list[Any]:
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
             randomise = gr.Checkbox(False, label="Randomise", info="A new seed each time")
-            images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Number of images", info="One after the other")
+            images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Number of images", info="One seed after the other")
         with gr.Row():
             steps = gr.Slider(1, MAX_STEPS, weights.steps, step=1, label="Steps")
             guidance = gr.Slider(0, MAX_GUIDANCE, weights.guidance, step=0.1, label="Guidance")
@@ -167,26 +178,27 @@ def choices(values: Sequence[str]) -> list[tuple[str, str]]:
     return [("as each encoder does" if value == "own" else value, value) for value in values]
 
 
-def columns(studio: Studio) -> tuple[list[gr.Image], list[gr.HTML], gr.DownloadButton]:
+def columns(studio: Studio, greeting: Greeting | None) -> tuple[list[gr.Image], list[gr.HTML]]:
+    """A heading, a picture and a note for every encoder; a visitor finds `greeting` there."""
     classes = ["picture", "pixels"] if studio.weights.embedded else ["picture"]
     pictures, notes = [], []
-    with gr.Row():
+    with gr.Row(elem_id="pictures"):
         for title in studio.titles:
             with gr.Column(min_width=240):
                 gr.HTML(markup.heading(title))
                 picture = gr.Image(
+                    greeting.pictures[title] if greeting else None,
                     label=title,
                     show_label=False,
                     format="png",
                     interactive=False,
                     buttons=["download", "fullscreen"],
                     elem_classes=classes,
-                    alt_text=f"What {title} understood will appear here",
+                    alt_text=greeting.alt_text(title) if greeting else f"What {title} understood will appear here",
                 )
                 pictures.append(picture)
-                notes.append(gr.HTML())
-    download = gr.DownloadButton("Download the strip (PNG, settings inside)", interactive=False, size="sm")
-    return pictures, notes, download
+                notes.append(gr.HTML(greeting.notes[title] if greeting else ""))
+    return pictures, notes
 
 
 def slider_of(studio: Studio, shown: gr.State) -> None:
@@ -201,80 +213,4 @@ def slider_of(studio: Studio, shown: gr.State) -> None:
         max_height=640,
         elem_classes=["pixels"] if studio.weights.embedded else [],
     )
-    gr.on(
-        [shown.change, left.change, right.change],
-        slide,
-        [shown, left, right],
-        slider,
-        show_progress="hidden",
-        api_visibility="private",
-    )
-
-
-def serve(
-    studio: Studio,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    auth: tuple[str, str] | None = None,
-    mcp: bool = False,
-    share: bool = False,
-) -> None:
-    """Open the page and keep it open until interrupted. Files of the page live and die with it."""
-    logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the page itself names the words lost
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is deleted then, too
-    with tempfile.TemporaryDirectory(prefix="tulip-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # the only folder that is served
-        demo = launch(build(studio), host, port, auth, mcp, share)
-        print(f"The page is open at {demo.share_url or demo.local_url}", flush=True)
-        if mcp:
-            print(f"Tools for language models: {demo.local_url}gradio_api/mcp/", flush=True)
-        try:
-            studio.readers  # noqa: B018  # loads; what fails here is told on the page as well
-            print("The models are loaded.", flush=True)
-        except Exception as error:
-            print(sentence_of(error), file=sys.stderr)
-        demo.block_thread()
-
-
-def launch(
-    demo: gr.Blocks,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    auth: tuple[str, str] | None = None,
-    mcp: bool = False,
-    share: bool = False,
-) -> gr.Blocks:
-    """Launch without blocking: no files but the page's own, no stack traces, no history kept in the browser."""
-    demo.launch(
-        server_name=host,
-        server_port=port,
-        auth=auth,
-        share=share,
-        mcp_server=mcp,
-        theme=theme(),
-        css=CSS,
-        show_error=False,
-        allowed_paths=[],
-        max_file_size="1kb",  # nothing here takes files
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        pwa=False,
-        footer_links=["api", "gradio"],
-        prevent_thread_lock=True,
-        quiet=True,
-    )
-    return demo
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m tulip_diffusion.demo.app`, the same as `tulip-diffusion demo`."""
-    from .commands import add_arguments, run
-
-    parser = argparse.ArgumentParser(prog="tulip-diffusion demo", description=__doc__)
-    add_arguments(parser)
-    run(parser.parse_args(arguments))
-
-
-if __name__ == "__main__":
-    main()
+    gr.on([shown.change, left.change, right.change], slide, [shown, left, right], slider, **PRIVATE)

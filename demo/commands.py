@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     require("gradio", 'pip install ".[demo]"')
     if options.mcp:
         require("mcp", 'pip install "gradio[mcp]"')
-    from .app import serve
+    from .server import serve
     from .studio import Studio
     from .weights import Weights
 

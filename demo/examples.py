@@ -1,5 +1,6 @@
 """Prompts of about 60, 150, 300 and 600 tokens to start from."""
 
+import random
 from itertools import accumulate
 
 SIZES = (60, 150, 300, 600)
@@ -47,6 +48,20 @@ def world_examples() -> list[str]:
         rng = np.random.default_rng(SEED + number)
         prompts.append(write_caption(rng, random_scene(rng, things), tokens=size).text)
     return prompts
+
+
+def random_prompt(world: bool) -> str:
+    """A prompt that nobody has seen before: of the embedded family's world, or some of the prose."""
+    if not world:
+        return " ".join(sorted(random.sample(PROSE, random.randint(4, len(PROSE))), key=PROSE.index))
+    import numpy as np
+
+    from tulip_diffusion.scenes.grammar import write_caption
+    from tulip_diffusion.scenes.render import random_scene
+
+    rng = np.random.default_rng()
+    references = {"colour": 0.2} if rng.random() < 0.5 else None
+    return write_caption(rng, random_scene(rng, int(rng.integers(3, 17))), references=references).text
 
 
 def prose_examples() -> list[str]:

@@ -8,25 +8,25 @@ from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, Read
 from .judging import Verdict
 
 KINDS = {"CLIP": "clip", "Long-CLIP": "longclip", "TULIP": "tulip"}  # title -> class of its colour
+LABEL = "What each encoder can see of the prompt"
 RULER = 320  # tokens that the ruler shows at least
 
 
 def token_bar(text: str, description: PromptDescription) -> str:
     """The counts, a ruler with marks at 77 and 248 tokens, and `text` in the colour of who still sees it."""
-    tokens = description.tokens
+    tokens = len(description.pieces) and description.tokens  # of an empty prompt BOS and EOS are not worth a word
     clip, longclip = (description.readings[title] for title in ("CLIP", "Long-CLIP"))
     counts = []
     for title, reading in description.readings.items():
         seen = tokens if reading.limit is None else min(tokens, reading.limit)
         counts.append(f'<span class="count {KINDS[title]}"><b>{title}</b> reads {seen:,}</span>')
-    if tokens == 2:
-        words = '<p class="words empty">Type a prompt: its words take the colour of who can still see them.</p>'
-    else:
-        words = f'<p class="words">{coloured(text, len(clip.lost), len(longclip.lost))}</p>'
+    summary = f'<span class="total"><b>{tokens:,}</b> tokens</span>{"".join(counts)}'
+    if not tokens:
+        return f'<section class="tokens" aria-label="{LABEL}"><p class="counts">{summary}</p></section>'
+    words = f'<p class="words" tabindex="0">{coloured(text, len(clip.lost), len(longclip.lost))}</p>'
     return (
-        '<section class="tokens" aria-label="What each encoder can see of the prompt">'
-        f'<p class="counts"><span class="total"><b>{tokens:,}</b> tokens</span>{"".join(counts)}</p>'
-        f"{ruler(tokens)}{words}</section>"
+        f'<section class="tokens" aria-label="{LABEL}"><details open><summary class="counts">{summary}</summary>'
+        f"{words}</details>{ruler(tokens)}</section>"
     )
 
 
@@ -70,6 +70,21 @@ def span(kind: str, text: str, start: int, stop: int) -> str:
 
 def heading(title: str) -> str:
     return f'<h3 class="encoder {KINDS[title]}">{escape(title)}</h3>'
+
+
+def title(introduction: str, world: str) -> str:
+    line = f"<p>{escape(introduction)} {escape(world)}</p>"
+    return f"<h1>What does the text encoder see?</h1>{line}"
+
+
+def guide(how: str, examples: Sequence[str]) -> str:
+    """How to write for the small family's world, closed until wanted."""
+    lines = "".join(f"<li><q>{escape(example)}</q></li>" for example in examples)
+    return f"<details><summary>How to write for this world</summary><p>{escape(how)}</p><ul>{lines}</ul></details>"
+
+
+def hint(sentence: str) -> str:
+    return f'<p class="hint">{escape(sentence)}</p>'
 
 
 def note(lost: str, verdicts: Sequence[Verdict] = (), score: str = "") -> str:

@@ -38,13 +38,9 @@ class Run:
 
 def finish(studio: Studio, settings: Settings, pictures: Mapping[str, Image.Image]) -> Run:
     """Judge the pictures of all encoders and keep them as files."""
-    judged = studio.weights.embedded
-    scores = {title: hits(settings.prompt, picture) if judged else "" for title, picture in pictures.items()}
-    unseen = studio.unseen(settings)
-    notes = {
-        title: markup.note(unseen[title], judge(settings.prompt, picture) if judged else (), scores[title])
-        for title, picture in pictures.items()
-    }
+    notes, scores, unseen = judge_all(studio, settings, pictures)
+    for picture in pictures.values():
+        record(studio, settings, picture)
     return Run(
         settings,
         {title: keep(picture, title.lower()) for title, picture in pictures.items()},
@@ -55,19 +51,45 @@ def finish(studio: Studio, settings: Settings, pictures: Mapping[str, Image.Imag
     )
 
 
+def judge_all(
+    studio: Studio, settings: Settings, pictures: Mapping[str, Image.Image]
+) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """By the encoders' titles: the note below each picture (HTML), its score, and the words that were not seen.
+
+    A prompt from beyond the embedded family's world has no scores, and its notes tell lost words alone: what else
+    there is to say, the page says once.
+    """
+    prompt, unseen = studio.describe(settings.prompt)[0], studio.unseen(settings)
+    if not studio.weights.embedded:
+        return {title: markup.note(unseen[title]) for title in pictures}, dict.fromkeys(pictures, ""), unseen
+    scores = {title: hits(prompt, picture) for title, picture in pictures.items()}
+    notes = {
+        title: markup.note(unseen[title], judge(prompt, picture), scores[title])
+        if scores[title] or unseen[title]
+        else ""
+        for title, picture in pictures.items()
+    }
+    return notes, scores, unseen
+
+
 def strip_of(
     studio: Studio, settings: Settings, pictures: Mapping[str, Image.Image], scores: Mapping[str, str]
 ) -> Image.Image:
-    """The pictures over the prompt; its PNG metadata holds all that is needed to draw it again, as JSON."""
+    """The pictures over the prompt."""
     text, _ = studio.describe(settings.prompt)
     words = word_positions(text, studio.readers[studio.titles[0]].tokenizer)
     strip = draw_strip([Panel(picture, title, scores[title]) for title, picture in pictures.items()], words)
+    record(studio, settings, strip)
+    return strip
+
+
+def record(studio: Studio, settings: Settings, picture: Image.Image) -> None:
+    """Put all that is needed to draw `picture` again into its PNG metadata, as JSON."""
     weights = studio.weights
     encoders = {name: getattr(weights, name) for name in ("tulip", "longclip", "finelip")}
     sources = {"model": weights.model or "embedded", **encoders}
-    record = {**settings.as_dict(), **sources, "version": version("tulip-diffusion")}
-    strip.info["tulip-diffusion"] = json.dumps(record)  # gradio writes the texts of `info` into the file
-    return strip
+    text = json.dumps({**settings.as_dict(), **sources, "version": version("tulip-diffusion")})
+    picture.info["tulip-diffusion"] = text  # gradio writes the texts of `info` into the file
 
 
 def keep(picture: Image.Image, name: str) -> str:

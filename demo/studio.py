@@ -107,11 +107,15 @@ class Studio:
         check_tokens("prompt", self.describe(settings.prompt)[1].tokens)
         check_tokens("negative prompt", self.describe(settings.negative)[1].tokens)
 
-    def draw(self, settings: Settings) -> Iterator[Frame]:
-        """Frames of one comparison as they come. Closing the iterator stops the denoising loop after its step."""
+    def draw(self, settings: Settings, stopped: threading.Event | None = None) -> Iterator[Frame]:
+        """Frames of one comparison as they come.
+
+        Closing the iterator stops the denoising loop after its step; so does `stopped`, whose pictures then are the
+        last previews.
+        """
         self.check(settings)
         frames: queue.SimpleQueue[Frame | Exception | None] = queue.SimpleQueue()
-        job = Job(settings, frames.put, threading.Event())
+        job = Job(settings, frames.put, stopped or threading.Event())
         threading.Thread(target=self._work, args=(job,), daemon=True).start()
         try:
             while (frame := frames.get()) is not None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tulip_diffusion.embedded import ASSETS
+from tulip_diffusion.devices import check_device
+from tulip_diffusion.embedded import ASSETS, checked
 from tulip_diffusion.generate import TITLES, load_pipeline
 
 SHARED = ("unet", "vae", "scheduler")
@@ -42,6 +43,25 @@ class Weights:
         if self.model is not None and (not encoders or self.finelip is True):
             raise ValueError("--model needs encoders to set beside its own: --tulip, --longclip or --finelip FILE.")
 
+    def check(self) -> None:
+        """Notice what is missing before anything opens; a Hub id is asked for its smallest file.
+
+        Raises:
+            ValueError: the device cannot be used, or the Hub does not have a model.
+            FileNotFoundError: a folder or file is not there.
+        """
+        if self.device is not None:
+            check_device(self.device)
+        if self.embedded:
+            for encoder, title in TITLES.items():
+                if title in self.titles:
+                    checked(encoder, self.assets)
+            return
+        for name in ("model", "tulip", "longclip", "finelip"):
+            source = getattr(self, name)
+            if source is not None:
+                check_source(name, source, "model_index.json" if name == "model" else "config.json")
+
     @property
     def embedded(self) -> bool:
         return self.model is None
@@ -66,6 +86,26 @@ class Weights:
     def sizes(self) -> tuple[int, ...]:
         """Sides of the pictures in pixels, the default last; the embedded family's UNet knows one size."""
         return (64,) if self.embedded else (512, 768, 1024)
+
+
+def check_source(option: str, source: str, smallest: str) -> None:
+    """See that `source` is a file, a folder, or a Hub id whose file `smallest` can be had.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    if Path(source).expanduser().exists():
+        return
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(source, smallest)
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        raise FileNotFoundError(
+            f"--{option} {source} is no file or folder here, and cannot be had from the Hugging Face Hub. Check the "
+            "spelling and the connection."
+        ) from None
 
 
 def load_readers(weights: Weights) -> dict[str, Any]:

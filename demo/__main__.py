@@ -1,0 +1,23 @@
+"""`python -m tulip_diffusion.demo`, the same as `tulip-diffusion demo`."""
+
+import argparse
+import sys
+
+from .commands import add_arguments, run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tulip_diffusion.demo", description="Open the demo's page.")
+    add_arguments(parser)
+    try:
+        run(parser.parse_args())
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -79,7 +79,7 @@ def build(studio: Studio) -> gr.Blocks:
                 explain_button = gr.Button("Explain this prompt", variant="primary")
                 explanation = gr.HTML(elem_id="explanation")
         settings = settings_of(studio)
-        negative, seed, randomise, steps, guidance, size, overflow, length, images = settings
+        negative, seed, randomise, steps, guidance, size, overflow, length, _ = settings
         if embedded:
             gr.HTML(markup.guide(HOW, EXAMPLES), elem_id="guide")
 
@@ -101,9 +101,7 @@ def build(studio: Studio) -> gr.Blocks:
         link.click(None, None, status, js=browser.COPY_LINK, api_visibility="private")
         explain_button.click(page.explain, prompt, explanation, api_visibility="private", **DRAWING)
         prompt.change(page.count_tokens, prompt, bar, queue=False, trigger_mode="always_last", **PRIVATE)
-        demo.load(
-            None, [prompt, *settings], [prompt, *settings], js=browser.RECALL, api_visibility="private"
-        )
+        demo.load(None, [prompt, *settings], [prompt, *settings], js=browser.RECALL, api_visibility="private")
         gr.api(api.compare, api_name="compare", **DRAWING)
         gr.api(api.describe, api_name="describe", queue=False)
     return demo.queue(max_size=QUEUE, default_concurrency_limit=4)
@@ -119,7 +117,7 @@ def helpers(studio: Studio, page: Page, prompt: gr.Textbox) -> None:
             button.click(None, None, prompt, js=browser.write(text), api_visibility="private")
         small("Random").click(page.random_prompt, None, prompt, queue=False, **PRIVATE)
         if embedded:
-            for label, text in zip(("+ thing", "+ thing, other words", "+ cabinet"), EXAMPLES, strict=True):
+            for label, text in zip(("+ thing", "+ another", "+ cabinet"), EXAMPLES, strict=True):
                 small(label).click(None, prompt, prompt, js=browser.append(text), api_visibility="private")
         small("Dark / light").click(None, None, None, js=browser.TOGGLE_DARK, api_visibility="private")
 

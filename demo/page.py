@@ -109,7 +109,9 @@ class Page:
             return
         run = finish(self.studio, settings, finished)
         seconds = time.perf_counter() - started
-        sentence = f"Drawn in {seconds:.1f} s from seed {settings.seed}: the same noise, the same UNet, another reader."
+        sentence = (
+            f"Drawn in {seconds:.1f} s from seed {settings.seed}: the same noise, the same UNet, another reader."
+        )
         yield {"status": markup.status(sentence) + self.note(settings.prompt), "run": run}
 
     def note(self, prompt: str) -> str:

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import tempfile
-from typing import Any
 
 import gradio as gr
 

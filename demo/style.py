@@ -20,6 +20,7 @@ def theme() -> Any:
         body_background_fill_dark="#171412",
         body_text_color_subdued="#57534e",
         body_text_color_subdued_dark="#a8a29e",
+        layout_gap="8px",
         block_border_width="1px",
         block_shadow="none",
         input_border_width="1px",
@@ -52,25 +53,32 @@ CSS = """
   --tulip: #f9a8d4; --tulip-wash: #ec489945;
   --right: #4ade80; --wrong: #f87171;
 }
-#title h1 { font-size: 1.7rem; letter-spacing: -0.02em; margin: 0.6rem 0 0.1rem; }
-#title p { margin: 0; color: var(--body-text-color-subdued); max-width: 62em; }
+.gradio-container main { padding-top: 8px !important; }
+#title h1 { font-size: 1.5rem; letter-spacing: -0.02em; margin: 0 0 0.1rem; }
+#title p { margin: 0; color: var(--body-text-color-subdued); }
 #asking { align-items: flex-end; }
-#asking .buttons { min-width: 150px !important; gap: 8px; }
+#asking .buttons { min-width: 180px !important; gap: 8px; align-self: center; }
+#prompt { padding: 0; border: 0; }
 #prompt textarea { font-size: 1.02rem; line-height: 1.5; }
-#sizes { gap: 8px; align-items: center; }
-#sizes button { white-space: nowrap; padding: 4px 6px; }
+#helpers, #takings { gap: 8px; align-items: center; }
+#helpers button { white-space: nowrap; padding: 4px 6px; }
+#guide summary { cursor: pointer; }
+#guide q, #guide p { color: var(--body-text-color-subdued); }
 
 .clip { color: var(--clip); } .longclip { color: var(--longclip); } .tulip { color: var(--tulip); }
 .tokens { padding: 2px 2px 0; }
-.tokens .counts { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 6px; font-variant-numeric: tabular-nums; }
+.tokens summary { cursor: pointer; }
+.tokens summary::before { content: "▸"; color: var(--body-text-color-subdued); }
+.tokens [open] summary::before { content: "▾"; }
+.tokens .counts { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 4px; font-variant-numeric: tabular-nums; }
 .tokens .total { margin-right: auto; }
-.ruler { position: relative; height: 8px; margin: 0 0 20px; border-radius: 4px;
+.ruler { position: relative; height: 8px; margin: 6px 0 16px; border-radius: 4px;
   background: var(--border-color-primary); }
 .ruler i { position: absolute; top: 0; bottom: 0; background: currentColor; transition: width 0.15s; }
 .ruler i:first-child { border-radius: 4px 0 0 4px; }
 .ruler u { position: absolute; top: -3px; height: 14px; border-left: 2px solid var(--body-text-color);
   text-decoration: none; font-size: 0.7rem; line-height: 1; padding: 15px 0 0; text-indent: -0.8em; }
-.words { max-height: 11.5em; overflow-y: auto; margin: 0; line-height: 1.7; overflow-wrap: anywhere;
+.words { max-height: 8.5em; overflow-y: auto; margin: 0; line-height: 1.7; overflow-wrap: anywhere;
   white-space: pre-wrap; }
 .words.empty { color: var(--body-text-color-subdued); }
 .words span { padding: 2px 0; border-radius: 3px; }
@@ -82,12 +90,17 @@ CSS = """
 .words .cut.clip { background: var(--clip); color: var(--background-fill-primary); }
 .words .cut.longclip { background: var(--longclip); color: var(--background-fill-primary); }
 
+.hint { margin: 4px 2px; padding: 6px 10px; border-left: 3px solid var(--longclip); border-radius: 0 6px 6px 0;
+  background: var(--background-fill-secondary); }
 .status { margin: 2px; min-height: 1.5em; color: var(--body-text-color-subdued); }
 .status.problem { color: var(--wrong); font-weight: 600; }
 h3.encoder { margin: 0 2px; font-size: 1.1rem; }
 h3.encoder.clip { color: var(--clip); } h3.encoder.longclip { color: var(--longclip); }
 h3.encoder.tulip { color: var(--tulip); }
-.picture { aspect-ratio: 1; }
+/* Prompt and pictures share the first screen; the icons stand above a picture, never on it. */
+.picture { height: clamp(220px, calc(100vh - 500px), 400px) !important; overflow: visible !important; }
+.picture .image-container, .picture .image-frame { overflow: visible; }
+.picture .icon-button-wrapper { top: -32px !important; right: 0 !important; }
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
 .pixels img { image-rendering: pixelated; }
 
@@ -118,12 +131,15 @@ h3.encoder.tulip { color: var(--tulip); }
 table.figures caption { caption-side: bottom; text-align: left; font-size: 0.85rem; padding-top: 4px; }
 .explain table.figures :is(th, td) { padding: 4px 18px 4px 0; text-align: left; border: 0;
   border-bottom: 1px solid var(--border-color-primary); background: none; }
+#past { min-height: 0; }
 #past .thumbnail-item { aspect-ratio: 8 / 5; }
 @media (max-width: 640px) {
   #title h1 { font-size: 1.35rem; }
+  .picture { height: auto !important; aspect-ratio: 1; }
+  #status { scroll-margin-top: 8px; }
   .tokens .total { width: 100%; }
   .words { max-height: 9em; }
-  #sizes > :first-child { flex-basis: 100%; }
+  #helpers > :first-child { flex-basis: 100%; }
   .tab-container button { padding: 0 9px !important; }
 }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check demo bench lock test-oldest test-newest
+.PHONY: run test check demo space bench lock test-oldest test-newest
 run: .venv/.run
 	$(BIN)/tulip-diffusion compare --overwrite
 
@@ -18,6 +18,14 @@ check: .venv/.dev
 
 demo: .venv/.demo
 	$(BIN)/tulip-diffusion demo
+
+# A folder that is a Gradio Space as it stands: entry file and metadata, locked requirements, and the package.
+space:
+	rm -rf outputs/space && mkdir -p outputs/space
+	cp demo/space/* outputs/space/
+	cp requirements/demo.lock outputs/space/requirements.txt
+	cp -RL tulip_diffusion outputs/space/tulip_diffusion
+	find outputs/space -name __pycache__ -prune -exec rm -rf {} +
 
 bench: .venv/.dev
 	$(BIN)/python -m tests.benchmarks.bench_text_encoder

@@ -10,6 +10,7 @@ from tulip_diffusion.models.positions import table_length
 from tulip_diffusion.prompt_tokens import tokenize
 
 from . import markup
+from .references import references
 from .settings import Settings, check_tokens
 from .studio import Studio
 
@@ -28,6 +29,9 @@ def explain(studio: Studio, settings: Settings) -> str:
         charts = [attention_chart(title, reader, text) for title, reader in studio.readers.items()]
         seen_by_all = text[: len(text) - len(description.readings["CLIP"].lost)]
         figures = fidelity(studio.readers, seen_by_all)
+        sentences, found = [], []
+        if studio.weights.embedded:
+            sentences, found = references(text, studio.readers, studio.weights.assets / "read_out")
     return (
         '<div class="explain"><h3>Where the prompt\'s summary looks</h3>'
         "<p>Attention of the end-of-text token in the last layer of the first text encoder, mean over heads, "
@@ -37,6 +41,7 @@ def explain(studio: Studio, settings: Settings) -> str:
         "<p>On the words that all encoders see, a replacement should tell the UNet what CLIP tells it. "
         "Cosine 1 and error 0 are CLIP itself.</p>"
         + markup.table(figures, ("pooled cosine", "states cosine", "states error"), "Against CLIP, up to 77 tokens")
+        + markup.references(sentences, found)
         + "</div>"
     )
 

@@ -6,6 +6,7 @@ from html import escape
 from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, Reading
 
 from .judging import Verdict
+from .references import Reference
 
 KINDS = {"CLIP": "clip", "Long-CLIP": "longclip", "TULIP": "tulip"}  # title -> class of its colour
 LABEL = "What each encoder can see of the prompt"
@@ -131,6 +132,40 @@ def attention_chart(title: str, shares: Sequence[float], width: int, sentence: s
     )
     chart = f'<div class="bars" aria-hidden="true">{bars}</div><figcaption>{escape(sentence)}</figcaption>'
     return f'<figure class="attention">{heading(title)}{chart}</figure>'
+
+
+def references(sentences: Sequence[str], found: Sequence[Reference]) -> str:
+    """The prompt, in which a referring sentence frames the one that it needs, and what each encoder made of it."""
+    if not found:
+        return ""
+    by_sentence = {reference.sentence: reference for reference in found}
+    rules = "".join(
+        f".refs:has([data-n='{r.sentence}']:is(:hover, :focus)) [data-n='{r.source}'] {{ outline: 2px solid; }}"
+        for r in found
+    )
+    words = " ".join(told(number, text, by_sentence.get(number)) for number, text in enumerate(sentences))
+    titles = tuple(found[0].resolved)
+    cells = {
+        f"{sentences[r.sentence]} → {sentences[r.source]} ({r.colour})": [
+            "".join(map(sign, r.resolved[t])) for t in titles
+        ]
+        for r in found
+    }
+    caption = "Can the colour be read off the states at the sentence's end? First slot, second slot."
+    return (
+        f"<style>{rules}</style><h3>What refers to what</h3><p>Hover or focus an underlined sentence: the one that it "
+        f'needs is framed.</p><p class="refs">{words}</p>{table(cells, titles, caption)}'
+    )
+
+
+def told(number: int, text: str, reference: Reference | None) -> str:
+    if reference is None:
+        return f'<span data-n="{number}">{escape(text)}</span>'
+    return f'<span class="ref" tabindex="0" data-n="{number}">{escape(text)}</span>'
+
+
+def sign(right: bool) -> str:
+    return "✓" if right else "✗"
 
 
 def kind_at(position: int) -> str:

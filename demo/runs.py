@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from gradio.processing_utils import save_pil_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
+from tulip_diffusion import __version__
 from tulip_diffusion.evaluation.details import hits
 from tulip_diffusion.evaluation.strip import Panel, draw_strip
 from tulip_diffusion.prompt_description import word_positions
@@ -88,7 +88,7 @@ def record(studio: Studio, settings: Settings, picture: Image.Image) -> None:
     weights = studio.weights
     encoders = {name: getattr(weights, name) for name in ("tulip", "longclip", "finelip")}
     sources = {"model": weights.model or "embedded", **encoders}
-    text = json.dumps({**settings.as_dict(), **sources, "version": version("tulip-diffusion")})
+    text = json.dumps({**settings.as_dict(), **sources, "version": __version__})
     picture.info["tulip-diffusion"] = text  # gradio writes the texts of `info` into the file
 
 

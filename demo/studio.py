@@ -39,7 +39,7 @@ class Job:
 
     settings: Settings
     report: Callable[[Frame | Exception | None], None]
-    stopped: threading.Event
+    ended: Callable[[], bool]
 
 
 class Studio:
@@ -115,7 +115,8 @@ class Studio:
         """
         self.check(settings)
         frames: queue.SimpleQueue[Frame | Exception | None] = queue.SimpleQueue()
-        job = Job(settings, frames.put, stopped or threading.Event())
+        abandoned = threading.Event()
+        job = Job(settings, frames.put, lambda: abandoned.is_set() or (stopped is not None and stopped.is_set()))
         threading.Thread(target=self._work, args=(job,), daemon=True).start()
         try:
             while (frame := frames.get()) is not None:
@@ -123,7 +124,7 @@ class Studio:
                     raise frame
                 yield frame
         finally:
-            job.stopped.set()
+            abandoned.set()
 
     def _work(self, job: Job) -> None:
         """Runs in a thread of its own: whoever waits for frames can stop waiting at any time."""
@@ -145,7 +146,7 @@ class Studio:
     def _draw_groups(self, job: Job) -> None:
         groups = self._groups()
         for number, titles in enumerate(groups):
-            if not job.stopped.is_set():
+            if not job.ended():
                 self._draw_group(job, titles, number, len(groups))
 
     def _groups(self) -> list[list[str]]:
@@ -166,7 +167,7 @@ class Studio:
             show = (step + 1) % max(1, steps // PREVIEWS) == 0 and step + 1 < steps
             pictures = self._decode_all(titles, shrink(tensors["latents"])) if show else {}
             job.report(Frame(number * steps + step + 1, groups * steps, pictures))
-            pipeline._interrupt = job.stopped.is_set()
+            pipeline._interrupt = job.ended()
             return {}
 
         states, negative, pooled, negative_pooled = self._encode(settings, titles)
@@ -185,7 +186,7 @@ class Studio:
         ).images
         done, total = (number + 1) * pipeline.num_timesteps, groups * pipeline.num_timesteps
         for title, row in zip(titles, latents, strict=True):
-            if not job.stopped.is_set():
+            if not job.ended():
                 job.report(Frame(done, total, {title: self._decode(row)}, finished=True))
 
     def _encode(self, settings: Settings, titles: Sequence[str]) -> Conditions:

@@ -127,6 +127,7 @@ h3.encoder.tulip { color: var(--tulip); }
 .bars { display: flex; align-items: flex-end; gap: 2px; height: 110px;
   border-bottom: 1px solid var(--border-color-primary); }
 .bars i { flex: 1 1 0; max-width: 22px; background: currentColor; border-radius: 3px 3px 0 0; min-height: 1px; }
+.refs { line-height: 1.8; } .refs .ref { text-decoration: underline dotted; cursor: help; }
 .explain table.figures { border: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 table.figures caption { caption-side: bottom; text-align: left; font-size: 0.85rem; padding-top: 4px; }
 .explain table.figures :is(th, td) { padding: 4px 18px 4px 0; text-align: left; border: 0;

@@ -70,7 +70,8 @@ def own_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def url(studio, own_folder):
-    from tulip_diffusion.demo.app import build, launch
+    from tulip_diffusion.demo.app import build
+    from tulip_diffusion.demo.server import launch
 
     demo = launch(build(studio))
     yield demo.local_url

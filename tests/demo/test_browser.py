@@ -86,6 +86,16 @@ def test_a_long_prompt_is_coloured_as_one_types_and_gives_three_different_pictur
         assert pictures.nth(index).bounding_box()["width"] > 200
     assert page.locator(".lost").count() == 3 and page.locator(".marks span").count() == 9
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+    page.wait_for_timeout(500)  # the phone scrolls there
+    height = page.viewport_size["height"]
+    for index in range(3 if width > 640 else 1):
+        box = pictures.nth(index).bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height  # on the first screen, whole
+        icons = page.locator(".picture .icon-button-wrapper").nth(index).bounding_box()
+        assert icons["y"] + icons["height"] <= box["y"]  # above the picture, not on it
+    assert not page.locator("#bar .words").is_visible()  # one line now, and opens again
+    page.locator("#bar summary").click()
+    assert page.locator("#bar .words").is_visible()
 
 
 def test_examples_settings_and_tabs_are_there_and_an_empty_prompt_gets_a_sentence(visit):
@@ -100,7 +110,7 @@ def test_examples_settings_and_tabs_are_there_and_an_empty_prompt_gets_a_sentenc
     page.get_by_role("tab", name="Explain").click()
     page.get_by_role("button", name="Explain this prompt").click()
     page.locator(".attention").nth(2).wait_for()
-    page.get_by_role("tab", name="Runs").click()
+    page.get_by_role("tab", name="Side by side").click()
     page.locator("#past img").first.wait_for()
     page.get_by_role("tab", name="Slider").click()
     page.locator(".slider-wrap img, [data-testid=imageslider] img").first.wait_for()
@@ -117,10 +127,53 @@ def test_stop_stops_the_loop_and_the_page_draws_again(visit, studio):
     while not steps:
         page.wait_for_timeout(50)
     page.locator("#stop").click()
-    page.get_by_text("Stopped.").wait_for()
+    page.get_by_text("Stopped at step").wait_for()
     with studio.drawing:
         hook.remove()
     assert len(steps) < 80
     page.get_by_label("number input for Steps").fill("2")
     page.locator("#draw").click()
     page.get_by_text("Drawn in").wait_for(timeout=60_000)
+
+
+def test_the_address_holds_the_prompt_and_the_settings_and_brings_them_back(visit, url):
+    page = visit()
+    page.locator("#prompt textarea").fill("Top first red tulip & more = 100 %.")
+    page.locator("#settings button").first.click()
+    page.get_by_label("Seed").first.fill("41")
+    page.get_by_label("number input for Steps").fill("1")
+    page.locator("#draw").click()
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)
+    page.wait_for_function("location.hash.includes('seed=41')")
+    address = page.url
+    again = visit()
+    again.goto("about:blank")
+    again.goto(address, wait_until="domcontentloaded")
+    again.wait_for_function("document.querySelector('#prompt textarea')?.value.includes('100 %')")
+    again.locator("#draw").click()
+    again.get_by_text("from seed 41").wait_for(timeout=60_000)
+
+
+def test_stopping_at_any_moment_double_clicks_and_a_reload_in_a_run_are_quiet(visit):
+    page = visit()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("response", lambda response: problems.append(response.url) if response.status >= 500 else None)
+    page.locator("#settings button").first.click()
+    page.get_by_label("number input for Steps").fill("30")
+    page.locator("#prompt textarea").fill(LONG)
+    for number in range(6):
+        page.locator("#draw").dblclick()
+        page.wait_for_timeout(37 * number**2)
+        page.locator("#stop").dblclick()
+        page.get_by_text("Stopped").wait_for(timeout=60_000)
+    page.locator("#draw").click()
+    page.wait_for_timeout(300)
+    page.reload(wait_until="domcontentloaded")
+    page.locator("#prompt textarea").wait_for()
+    page.locator("#settings button").first.click()
+    page.get_by_label("number input for Steps").fill("1")
+    page.locator("#prompt textarea").fill("Top first red tulip.")
+    page.locator("#draw").click()
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)
+    assert not problems and page.locator(".error, .toast-body.error").count() == 0

@@ -14,9 +14,16 @@ from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
 from tulip_diffusion.demo.weights import Weights
 from tulip_diffusion.evaluation.strip import BEYOND, SEEN
+from tulip_diffusion.scenes.grammar import parse_caption
+from tulip_diffusion.scenes.guide import EXAMPLES
+from tulip_diffusion.scenes.oracle import read_scene
 
 TITLES = 3
-STATUS, SEED, STRIP, SHOWN, PAST, GALLERY = range(2 * TITLES, 2 * TITLES + 6)  # behind pictures and notes
+STATUS, SEED, STRIP, SHOWN, PAST, GALLERY, BAR = range(2 * TITLES, 2 * TITLES + 7)  # behind pictures and notes
+
+
+VISIT = gr.Request(session_hash="one")
+WORLD = "Top first red tulip. Bottom fourth, a blue key. Lower second green cup."
 
 
 @pytest.fixture
@@ -30,7 +37,8 @@ def draw(page, prompt, past=(), **changed):
         "negative": "", "seed": 7, "randomise": False, "steps": 4, "guidance": 3, "size": 64,
         "overflow": "own", "length": "own", "images": 1, **changed,
     }  # fmt: skip
-    return list(page.draw(prompt, *given.values(), list(past)))
+    page.begin(prompt, VISIT)
+    return list(page.draw(prompt, *given.values(), list(past), VISIT))
 
 
 def changed(updates) -> dict[int, object]:
@@ -55,6 +63,9 @@ def test_the_strip_tells_how_to_draw_it_again(page, studio):
     run = changed(draw(page, LONG, overflow="windows", negative="dust 🌫")[-1])[SHOWN]
     strip = Image.open(run.strip)
     record = json.loads(strip.info["tulip-diffusion"])
+    assert all(
+        Image.open(path).info["tulip-diffusion"] == strip.info["tulip-diffusion"] for path in run.pictures.values()
+    )
     assert record.pop("model") == "embedded" and record.pop("version")
     assert record.pop("tulip") is record.pop("longclip") is record.pop("finelip") is None
     assert {colour for _, colour in strip.convert("RGB").getcolors(1 << 20)} >= {*SEEN.values(), BEYOND}
@@ -70,7 +81,9 @@ def test_several_images_take_the_seeds_that_follow_and_all_of_them_are_kept(page
     assert [run.settings.seed for run in last[PAST]] == [7, 7, 8]
     assert [caption.split(" ·")[0] for _, caption in last[GALLERY]] == ["seed 8", "seed 7", "seed 7"]
     event = gr.SelectData(None, {"index": 2, "value": None})
-    assert page.show(last[PAST], event)[SHOWN].settings.prompt == "Top first red tulip."
+    shown = page.show(last[PAST], event)
+    assert shown[SHOWN].settings.prompt == shown[BAR + 1] == "Top first red tulip."
+    assert shown[BAR + 2 :] == ["", False, 4, 3, 64, "own", "own"]  # the settings come back with it
 
 
 def test_randomise_draws_another_seed_and_says_which(page):
@@ -78,10 +91,94 @@ def test_randomise_draws_another_seed_and_says_which(page):
     assert len(seeds) == 2
 
 
-def test_a_foreign_prompt_gets_pictures_and_no_verdicts(page):
-    last = changed(draw(page, "🌷 <b>naïve</b> 東京", steps=1)[-1])
-    assert "details" not in last[TITLES] and "Saw every word" in last[TITLES]
-    assert last[0]["value"]
+FOREIGN = (
+    "A small harbour town",
+    "🌷 <b>naïve</b> 東京",
+    "a portrait of an old fisherman, oil on canvas",
+    "red tulip",
+    "top shelf",
+    "A cabinet full of curiosities",
+    "blurry, low quality",
+    "The first house on the street is not blue.",
+    "1girl, masterpiece",
+    "Ein roter Becher",
+)
+
+
+@pytest.mark.parametrize("prompt", FOREIGN)
+def test_a_prompt_from_beyond_the_world_gets_a_note_that_says_what_the_world_is(page, prompt):
+    note = page.note(prompt)
+    assert "draws one world: a cabinet" in note and "--model" in note and EXAMPLES[0] in note
+
+
+def test_a_foreign_prompt_is_drawn_without_verdicts_and_nothing_claims_that_it_was_understood(page):
+    last = changed(draw(page, FOREIGN[0], steps=1)[-1])
+    assert "".join(last[TITLES + index] for index in range(TITLES)) == ""
+    assert "draws one world" in last[STATUS] and last[0]["value"]
+
+
+IN_WORLD = (
+    "Top shelf, first place: a red tulip.",
+    "A red tulip stands on the top shelf, in the first place.",
+    "bottom fourth blue key",
+    "In the third place of the lower shelf is a blue cup.",
+    "Look, a pink cat! It sits on the upper shelf, second from the left; upper second pink cat",
+    "Lower 2nd: green cup",
+    "There is a white star in the rightmost place of the top row",
+    "Put an orange fish at the bottom, third place?",
+    "On the upper shelf, first place, stands a yellow house, dusty and old.",
+    "A purple tree in the second place and a green boat in the third place of the lower shelf.",
+)
+
+
+@pytest.mark.parametrize("prompt", IN_WORLD)
+def test_sentences_of_the_world_in_any_wording_get_the_oracles_verdict(page, prompt):
+    last = changed(draw(page, prompt, steps=2)[-1])
+    things = {index: read_scene(Image.open(last[index]["value"])).things for index in range(TITLES)}
+    claims = parse_caption(prompt).claims
+    for index, seen in things.items():
+        right = sum(seen[claim.place] == claim.thing for claim in claims)
+        assert f"{right} of {len(claims)} details right" in last[TITLES + index]
+    assert "draws one world" not in last[STATUS]
+
+
+def test_a_run_begins_by_taking_the_last_ones_pictures_and_texts_away(page):
+    begun = changed(page.begin(WORLD, VISIT))
+    for index in range(TITLES):
+        assert begun[index]["value"] is None and begun[TITLES + index] == ""
+    assert begun[STRIP]["value"] is None and not begun[STRIP]["interactive"]
+    assert "<details>" in begun[BAR] and "<details open>" in page.count_tokens(WORLD)
+    assert "Drawing seed 7" in changed(draw(page, WORLD)[0])[STATUS]
+
+
+def test_a_double_click_is_one_run_and_a_click_while_drawing_says_so(page):
+    page.begin(WORLD, VISIT)
+    page.begin(WORLD, VISIT)
+    given = ("", 7, False, 4, 3, 64, "own", "own", 1, [])
+    first = page.draw(WORLD, *given, VISIT)
+    next(first)
+    assert "Still drawing" in changed(page.begin(WORLD, VISIT))[STATUS]
+    other = gr.Request(session_hash="two")
+    assert "Waiting" in changed(page.begin(WORLD, other))[STATUS]  # another tab is not held up
+    assert "Drawn in" in changed(list(first)[-1])[STATUS]
+    assert [changed(updates) for updates in page.draw(WORLD, *given, VISIT)] == [{}]  # the second click's run
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_a_stopped_run_ends_with_a_sentence_that_says_what_is_finished(page, after):
+    page.begin(WORLD, VISIT)
+    if after == 0:
+        page.stop(VISIT)
+    updates = page.draw(WORLD, "", 7, False, 100, 3, 64, "own", "own", 4, [], VISIT)
+    for number, _ in enumerate(updates):
+        if number + 1 == after:
+            assert "Stopping" in page.stop(VISIT)
+        last = _
+    assert "Stopped" in last[STATUS] and "alert" not in last[STATUS]
+    assert "previews" in last[STATUS] or "Nothing was drawn" in last[STATUS]
+    assert last[TITLES] == gr.skip() or last[TITLES] == ""
+    assert page.stop(VISIT) == gr.skip()  # nothing is left to stop
+    assert "Drawn in" in changed(draw(page, WORLD, steps=1)[-1])[STATUS]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +188,8 @@ def test_a_foreign_prompt_gets_pictures_and_no_verdicts(page):
         ("x" * 100_000, {}, "Shorten it"),
         ("A tulip.", {"steps": 1000}, "from 1 to 100"),
         ("A tulip.", {"images": 9}, "number of images"),
-        ("A tulip.", {"seed": None, "size": 65}, "side of 64 pixels"),
+        ("A tulip.", {"seed": None}, "seed must be a whole number"),
+        ("A tulip.", {"size": 65}, "side of 64 pixels"),
     ],
 )
 def test_whatever_is_wrong_is_told_in_a_sentence_on_the_page(page, prompt, fields, sentence):
@@ -116,7 +214,8 @@ def test_without_enough_memory_for_a_single_picture_the_page_says_so_and_goes_on
 def test_counting_survives_everything(page):
     assert "<b>4</b> tokens" in page.count_tokens("red tulip")
     assert "100,000 characters" in page.count_tokens("x" * 100_000)
-    assert "Type a prompt" in page.count_tokens("")
+    for empty in ("", "  \n"):
+        assert "<b>0</b> tokens" in page.count_tokens(empty)
     assert "missing" in Page(Studio(Weights(assets="/nowhere"))).count_tokens("red tulip")
 
 

@@ -1,5 +1,6 @@
 """The running server, through gradio's own client and plain HTTP, as strangers would use and abuse it."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from tests.demo.test_studio import LONG, finished
-from tulip_diffusion.demo.app import build, launch
+from tulip_diffusion.cli import main
+from tulip_diffusion.demo.app import build
+from tulip_diffusion.demo.server import launch
 from tulip_diffusion.demo.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -112,5 +115,52 @@ def test_with_auth_nobody_gets_in_without_the_password_and_mcp_offers_both_tools
         tools = {tool["name"]: tool for tool in httpx.get(f"{demo.local_url}gradio_api/mcp/schema").json()}
         assert set(tools) == {"compare", "describe"}
         assert tools["compare"]["inputSchema"]["properties"]["seed"]["type"] == "integer"
+    finally:
+        demo.close()
+
+
+@pytest.fixture
+def taken_port():
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device", "nope"], "Device 'nope' cannot be used"),
+        (["--device", "cuda:77"], "Device 'cuda:77' cannot be used"),
+        (["--assets", "/nowhere"], "missing"),
+        (["--host", "no such host"], "Cannot listen on host 'no such host'"),
+        (["--host", "203.0.113.7"], "cannot listen on host '203.0.113.7'"),
+        (["--port", "99999"], "99999"),
+        (["--port", "TAKEN"], "in use. Choose another with --port"),
+        (["--model", "./nope", "--tulip", "./encoder.pt"], "--model ./nope is no file or folder"),
+        (["--tulip", "encoder.pt"], "--tulip needs --model"),
+        (["--auth", "ada"], "USER:PASSWORD"),
+    ],
+)
+def test_what_cannot_work_ends_the_command_with_one_sentence_before_anything_opens(
+    arguments, sentence, taken_port, assets, capsys, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if "--model" not in arguments and "--assets" not in arguments:
+        arguments = [*arguments, "--assets", str(assets)]
+    status = main(["demo", *(str(taken_port) if word == "TAKEN" else word for word in arguments)])
+    told = capsys.readouterr()
+    assert status == 2 and told.out == ""
+    assert sentence in told.err and len(told.err.strip().splitlines()) == 1
+
+
+def test_the_page_opens_behind_a_proxy_that_knows_nothing_of_this_machine(studio, own_folder, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    demo = launch(build(studio))
+    try:
+        assert httpx.get(demo.local_url, trust_env=False).status_code == 200
     finally:
         demo.close()

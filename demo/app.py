@@ -54,7 +54,7 @@ def build(studio: Studio) -> gr.Blocks:
                 label="Prompt (Enter draws, Shift + Enter starts a new line)",
                 show_label=False,
                 placeholder=f"{' '.join(EXAMPLES[:2])} …" if embedded else "The longer, the more there is to lose …",
-                lines=2,
+                lines=1,  # with more, Enter would start a line
                 max_lines=3,
                 autofocus=True,
                 autoscroll=False,

@@ -7,8 +7,6 @@ from typing import Any
 from tulip_diffusion import arguments
 from tulip_diffusion.embedded import ASSETS
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 def register(subparsers: Any) -> None:
     parser = arguments.add_command(
@@ -80,8 +78,6 @@ def run(options: argparse.Namespace) -> None:
     from .weights import Weights
 
     weights = Weights(options.model, options.tulip, options.longclip, options.assets, options.device, options.finelip)
-    if auth is None and (options.share or options.host not in LOOPBACK):
-        print("Anybody who reaches this page can draw on it. Pass --auth USER:PASSWORD to ask for a password.")
     serve(Studio(weights), options.host, options.port, auth, options.mcp, options.share)
 
 

@@ -16,7 +16,7 @@ from .studio import Studio
 from .style import CSS, theme
 
 FIRST_PORT, PORTS = 7860, 100  # tried in order where no port is named
-LOCAL = "127.0.0.1,localhost,::1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
@@ -35,6 +35,8 @@ def serve(
     """
     studio.weights.check()
     port = free_port(host, port)
+    if auth is None and (share or host not in LOOPBACK):
+        print("Anybody who reaches this page can draw on it. Pass --auth USER:PASSWORD to ask for a password.")
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the page itself names the words lost
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is deleted then, too
     with tempfile.TemporaryDirectory(prefix="tulip-demo-") as folder:
@@ -115,4 +117,4 @@ def without_proxy() -> None:
     for name in ("no_proxy", "NO_PROXY"):
         listed = os.environ.get(name, "")
         if "*" not in listed:
-            os.environ[name] = ",".join(filter(None, (listed, LOCAL)))
+            os.environ[name] = ",".join(filter(None, (listed, *LOOPBACK)))

@@ -167,13 +167,53 @@ def test_stopping_at_any_moment_double_clicks_and_a_reload_in_a_run_are_quiet(vi
         page.wait_for_timeout(37 * number**2)
         page.locator("#stop").dblclick()
         page.get_by_text("Stopped").wait_for(timeout=60_000)
+    assert not problems
     page.locator("#draw").click()
     page.wait_for_timeout(300)
     page.reload(wait_until="domcontentloaded")
     page.locator("#prompt textarea").wait_for()
+    problems.clear()  # what the browser says of the requests that leaving the page cut off
     page.locator("#settings button").first.click()
     page.get_by_label("number input for Steps").fill("1")
     page.locator("#prompt textarea").fill("Top first red tulip.")
     page.locator("#draw").click()
     page.get_by_text("Drawn in").wait_for(timeout=60_000)
     assert not problems and page.locator(".error, .toast-body.error").count() == 0
+
+
+@pytest.mark.parametrize(("width", "colours"), [(1280, "light"), (390, "dark")], ids=["desktop", "phone"])
+def test_an_accessibility_checker_finds_nothing_serious(visit, width, colours):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = visit(width, colours)
+    page.keyboard.insert_text(LONG)
+    page.locator("#bar .words .tulip").wait_for()
+    page.keyboard.press("Enter")
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)
+    found = axe.Axe().run(page).response["violations"]
+    serious = {
+        violation["id"]: [node["html"][:200] for node in violation["nodes"]]
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    }
+    assert not serious
+
+
+def test_everything_can_be_done_by_keyboard_alone(visit):
+    page = visit()
+    page.keyboard.insert_text("Top first red tulip.")
+    page.keyboard.press("Enter")
+    page.get_by_text("Drawn in").wait_for(timeout=60_000)
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''").strip())
+    assert {"Draw", "Stop", "Random", "+ thing", "Dark / light", "Use this seed again", "Side by side"} <= reached
+    page.get_by_role("tab", name="Side by side").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator("[data-testid=imageslider], .slider-wrap").first.wait_for()
+    handle = page.locator("[role=slider]").last
+    before = handle.get_attribute("aria-valuenow")
+    handle.focus()
+    page.keyboard.press("ArrowLeft")
+    assert handle.get_attribute("aria-valuenow") != before

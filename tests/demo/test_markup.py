@@ -55,7 +55,7 @@ def test_text_from_outside_never_becomes_markup():
 
 
 def test_the_empty_bar_needs_no_tokenizer():
-    assert "Type a prompt" in markup.empty_bar()
+    assert "<b>0</b> tokens" in markup.empty_bar()
 
 
 def test_a_render_of_the_scene_is_right_in_every_sentence_and_another_picture_is_not():

@@ -59,6 +59,8 @@ def free_port(host: str, port: int | None) -> int:
     Raises:
         ValueError: this machine has no such host, or the port is taken or may not be used.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"A port is a whole number from 1 to 65535, got {port}. Choose another with --port.")
     for candidate in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else (port,):
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0]
@@ -66,10 +68,10 @@ def free_port(host: str, port: int | None) -> int:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
             return candidate
-        except (socket.gaierror, UnicodeError, OverflowError) as error:
+        except (socket.gaierror, UnicodeError) as error:
             raise ValueError(
                 f"Cannot listen on host {host!r}, port {candidate}: {error}. Use --host 127.0.0.1 for this machine "
-                "alone or 0.0.0.0 for the network, and a --port from 1 to 65535."
+                "alone or 0.0.0.0 for the network."
             ) from None
         except PermissionError:
             raise ValueError(f"Port {candidate} needs more rights. Choose a --port from 1024 on.") from None

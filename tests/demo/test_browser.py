@@ -206,7 +206,9 @@ def test_everything_can_be_done_by_keyboard_alone(visit):
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''").strip())
+        reached.add(
+            page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''").strip()
+        )
     assert {"Draw", "Stop", "Random", "+ thing", "Dark / light", "Use this seed again", "Side by side"} <= reached
     page.get_by_role("tab", name="Side by side").focus()
     page.keyboard.press("ArrowRight")

@@ -130,25 +130,31 @@ def taken_port():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--device", "nope"], "Device 'nope' cannot be used"),
+        (["--device", "nope"], "got 'nope'"),
         (["--device", "cuda:77"], "Device 'cuda:77' cannot be used"),
-        (["--assets", "/nowhere"], "missing"),
+        (["--assets", "/nowhere"], "got '/nowhere'"),
+        (["--assets", "EMPTY"], "is missing"),
         (["--host", "no such host"], "Cannot listen on host 'no such host'"),
         (["--host", "203.0.113.7"], "cannot listen on host '203.0.113.7'"),
         (["--port", "99999"], "99999"),
         (["--port", "TAKEN"], "in use. Choose another with --port"),
-        (["--model", "./nope", "--tulip", "./encoder.pt"], "--model ./nope is no file or folder"),
-        (["--tulip", "encoder.pt"], "--tulip needs --model"),
+        (["--model", "./nope", "--tulip", "EMPTY"], "got './nope'"),
+        (["--model", "nobody/nothing", "--tulip", "EMPTY"], "--model nobody/nothing is no file or folder"),
+        (["--tulip", "EMPTY"], "--tulip needs --model"),
         (["--auth", "ada"], "USER:PASSWORD"),
     ],
 )
 def test_what_cannot_work_ends_the_command_with_one_sentence_before_anything_opens(
-    arguments, sentence, taken_port, assets, capsys, monkeypatch
+    arguments, sentence, taken_port, assets, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if "--model" not in arguments and "--assets" not in arguments:
         arguments = [*arguments, "--assets", str(assets)]
-    status = main(["demo", *(str(taken_port) if word == "TAKEN" else word for word in arguments)])
+    meant = {"TAKEN": str(taken_port), "EMPTY": str(tmp_path)}
+    try:
+        status = main(["demo", *(meant.get(word, word) for word in arguments)])
+    except SystemExit as ended:  # argparse's way
+        status = ended.code
     told = capsys.readouterr()
     assert status == 2 and told.out == ""
     assert sentence in told.err and len(told.err.strip().splitlines()) == 1

@@ -211,4 +211,6 @@ def slider_of(studio: Studio, shown: gr.State) -> None:
         max_height=640,
         elem_classes=["pixels"] if studio.weights.embedded else [],
     )
+    line = gr.Slider(0, 100, 50, step=1, label="Where the line stands", info="For the keyboard: arrow keys move it")
     gr.on([shown.change, left.change, right.change], slide, [shown, left, right], slider, **PRIVATE)
+    line.change(lambda share: gr.update(slider_position=share), line, slider, queue=False, **PRIVATE)

@@ -92,6 +92,7 @@ CSS = """
 
 .hint { margin: 4px 2px; padding: 6px 10px; border-left: 3px solid var(--longclip); border-radius: 0 6px 6px 0;
   background: var(--background-fill-secondary); }
+.tab-container button.selected, label[data-testid="block-label"] { color: var(--body-text-color) !important; }
 .status { margin: 2px; min-height: 1.5em; color: var(--body-text-color-subdued); }
 .status.problem { color: var(--wrong); font-weight: 600; }
 h3.encoder { margin: 0 2px; font-size: 1.1rem; }

@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: run test check demo space bench lock test-oldest test-newest
 run: .venv/.run
-	$(BIN)/tulip-diffusion compare --overwrite
+	$(BIN)/tulip-diffusion compare
 
 # One thread a worker: two processes that both spin on two cores are many times slower than one after the other.
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -260,6 +260,7 @@ def test_generate_draws_every_line_of_a_file_and_keeps_what_is_there(command, tm
 
 
 def test_generate_asks_for_a_prompt_or_a_file_but_not_both(command, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a prompt")
     for line in (("generate",), ("generate", "a prompt", "--file", tmp_path / "prompts.txt")):
         options = command(*line)
         with pytest.raises(ValueError, match="either a prompt or --file"):

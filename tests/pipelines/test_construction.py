@@ -26,7 +26,7 @@ def sdxl(tmp_path_factory):
 def test_a_tulip_folder_goes_into_the_first_slot(model_class, sdxl, tmp_path):
     encoder = tulip_encoder(0, model_class)
     encoder.save_pretrained(tmp_path)
-    pipe = StableDiffusionXLTulipPipeline.from_pretrained(sdxl, tulip=str(tmp_path), torch_dtype=torch.bfloat16)
+    pipe = StableDiffusionXLTulipPipeline.from_pretrained(sdxl, tulip=str(tmp_path), dtype=torch.bfloat16)
     assert type(pipe.text_encoder) is TulipTextModel
     assert {module.dtype for module in (pipe.text_encoder, pipe.unet)} == {torch.bfloat16}
     first = getattr(encoder, "text_model", encoder)

@@ -98,7 +98,7 @@ def test_variants_and_dtypes(tmp_path):
     pipe.save_pretrained(tmp_path, variant="fp16")
     assert any(".fp16." in name for name in os.listdir(tmp_path / "text_encoder"))
     dtypes = {"unet": torch.bfloat16, "default": torch.float16}
-    loaded = StableDiffusionXLTulipPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=dtypes)
+    loaded = StableDiffusionXLTulipPipeline.from_pretrained(tmp_path, variant="fp16", dtype=dtypes)
     assert (loaded.unet.dtype, loaded.text_encoder.dtype) == (torch.bfloat16, torch.float16)
     with pytest.raises(ValueError, match="variant=bf16"):
         StableDiffusionXLTulipPipeline.from_pretrained(tmp_path, variant="bf16")

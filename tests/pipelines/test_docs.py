@@ -1,11 +1,9 @@
 """docs/pipelines.md, run from top to bottom, with tiny models under the names that it uses."""
 
-import re
-from pathlib import Path
-
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
+from tests.documents import blocks
 from tests.pipelines.tiny_sdxl import components, picture, tulip_encoder, words
 from tulip_diffusion import (
     StableDiffusionXLTulipAdapterPipeline,
@@ -14,7 +12,6 @@ from tulip_diffusion import (
     TulipTextModelWithProjection,
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 FOLDERS = {
     "stabilityai/stable-diffusion-xl-base-1.0": lambda: StableDiffusionXLPipeline(
         **components(StableDiffusionXLPipeline)
@@ -35,7 +32,7 @@ def part_of(pipeline_class, name):
 def code(tmp_path, monkeypatch) -> str:
     """The page's Python, its names led to tiny folders, its 50 steps cut to 4, on the CPU in float32."""
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    code = "\n".join(blocks("pipelines.md", "python"))
     for number, (name, make) in enumerate(FOLDERS.items()):
         make().save_pretrained(tmp_path / str(number))
         code = code.replace(f'"{name}"', repr(str(tmp_path / str(number))))
@@ -47,4 +44,4 @@ def code(tmp_path, monkeypatch) -> str:
 
 
 def test_every_snippet_runs(code):
-    exec(compile(code, str(PAGE), "exec"), {})
+    exec(compile(code, "docs/pipelines.md", "exec"), {})

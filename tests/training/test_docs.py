@@ -2,24 +2,17 @@
 
 import argparse
 import json
-import re
-import shlex
-from pathlib import Path
 
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
+from tests.documents import blocks, commands
 from tests.pipelines.tiny_sdxl import components
 from tulip_diffusion.training.commands import register
 
 from .conftest import make_caption
 
-PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 QUICK = "--steps 2 --batch-size 4 --chunk-size 2 --warmup-steps 1 --num-workers 0 --mixed-precision no"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def test_the_page_makes_an_encoder_that_a_pipeline_takes(tmp_path, load_towers, monkeypatch):
@@ -44,14 +37,13 @@ def test_the_page_makes_an_encoder_that_a_pipeline_takes(tmp_path, load_towers, 
             text = text.replace(name, replacement)
         return text
 
-    commands = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    for command in commands:
-        if command.startswith("tulip-diffusion train") and "…" not in command:
+    for command in commands("training.md"):
+        if command[0] == "train" and "…" not in command:
             parser = argparse.ArgumentParser()
             register(parser.add_subparsers())
-            options = parser.parse_args(shlex.split(f"{tiny(command)} {QUICK}")[1:])
+            options = parser.parse_args([*map(tiny, command), *QUICK.split()])
             options.run(options)
     namespace = {"captions": captions}
-    exec(compile(tiny("\n".join(blocks("python"))), "docs/training.md", "exec"), namespace)
+    exec(compile(tiny("\n".join(blocks("training.md", "python"))), "docs/training.md", "exec"), namespace)
     assert namespace["pipe"].text_encoder is namespace["text_encoder"]
     assert (tmp_path / "outputs" / "stage2" / "image_encoder" / "model.safetensors").exists()

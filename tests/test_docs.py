@@ -89,12 +89,11 @@ def test_the_readmes_describe_command_runs(monkeypatch, capsys):
 
 def test_the_readmes_pictures_are_drawn_as_often_as_one_likes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text("Top first red tulip.\n")
     compare, generate = (line for line in commands("README.md") if line[0] in ("compare", "generate"))
     for command in (compare, compare, generate):
         assert main([*command, "--steps", "1"]) == 0
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
-    assert written == {"outputs/compare.png", "outputs/compare-2.png", "picture.png"}
+    assert written == {"outputs/compare.png", "outputs/compare-2.png", "tulip.png"}
     assert "CLIP: " in capsys.readouterr().out
 
 
@@ -113,7 +112,7 @@ def test_evaluations_on_a_page_run_at_their_smallest(page, tmp_path, monkeypatch
 def test_every_command_on_a_page_is_one(page, tmp_path, monkeypatch):
     """Each is read by the real parser, its files being there."""
     monkeypatch.chdir(tmp_path)
-    for name in ("prompts.txt", "longclip-L.pt", "stage2.pt", "TULIP.pt", "tulip_stage2.pt"):
+    for name in ("longclip-L.pt", "stage2.pt", "TULIP.pt", "tulip_stage2.pt"):
         (tmp_path / name).write_text("a prompt")
     for name in ("docs", "tulip-L", "outputs/evaluation"):
         (tmp_path / name).mkdir(parents=True)

@@ -1,3 +1,5 @@
+import argparse
+import contextlib
 import errno
 import io
 import os
@@ -20,7 +22,7 @@ from tulip_diffusion import (
     load_tokenizer,
 )
 from tulip_diffusion.arguments import one_line
-from tulip_diffusion.cli import main
+from tulip_diffusion.cli import build_parser, main
 from tulip_diffusion.generate import save
 
 
@@ -114,6 +116,37 @@ def test_a_full_disk_is_named_and_leaves_nothing(clip, tmp_path, capsys, monkeyp
         save(Image.new("RGB", (8, 8)), tmp_path / "picture.png", {"prompt": "a"})
     assert one_line(raised.value) == f"{tmp_path / 'picture.png'}: No space left on device."
     assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def parsers_below(parser):
+    """`parser` and all its sub-commands', each filled with its options."""
+    with contextlib.suppress(SystemExit):
+        parser.parse_known_args(["--help"])  # evaluations get their options when they are used
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from parsers_below(below)
+
+
+def test_help_shows_each_option_once_with_its_default_and_an_example(capsys):
+    parsers = list(parsers_below(build_parser()))
+    assert len(parsers) > 20
+    for parser in parsers:
+        text = " ".join(parser.format_help().split())
+        assert "example" in text, parser.prog
+        assert "None" not in text and "--hidden_act" not in text, parser.prog
+        for action in parser._actions:
+            assert not any("_" in flag for flag in action.option_strings), (parser.prog, action)
+            if action.option_strings and action.default not in (None, argparse.SUPPRESS):
+                assert "default" in parser._get_formatter()._get_help_string(action), (parser.prog, action)
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--batch_size"])
+def test_options_may_be_written_with_underscores(flag):
+    line = ["train", "distill", "--output_dir", "a_b", flag, "3", "--data=my_file.json"]
+    options = build_parser().parse_args(line)
+    assert (options.batch_size, options.output_dir, options.data) == (3, "a_b", "my_file.json")
 
 
 def test_the_installed_command_has_help():

@@ -31,10 +31,14 @@ SIZES = ("quick", "standard", "thorough")
 
 def register(subparsers: Any) -> None:
     for name, summary in EVALUATIONS.items():
-        parser = subparsers.add_parser(name, help=summary, formatter_class=Help)
+        parser = subparsers.add_parser(name, help=summary, formatter_class=Help, epilog=example(name))
         fill_when_used(parser, fill, name)
     register_all(subparsers)
     register_report(subparsers)
+
+
+def example(line: str) -> str:
+    return f"example:\n  tulip-diffusion evaluate {line}"
 
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
@@ -47,8 +51,10 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
         from .evaluation.plots import check_installed
         from .evaluation.processes import is_first, silent_unless_first
         from .evaluation.provenance import write_provenance
+        from .progress import hide_loading_bars
         from .provenance import commit
 
+        hide_loading_bars()
         check_installed("matplotlib")
         commit()  # of the code that runs, whatever is committed meanwhile
         start = time.perf_counter()
@@ -66,6 +72,7 @@ def register_all(subparsers: Any) -> None:
         help="every evaluation, and a report of all of them",
         description="Run every evaluation on the embedded family and write one page about them, report.html. What is "
         "already there from the same command is kept, so an interrupted run goes on where it stopped.",
+        epilog=example("all --size quick"),
     )
     parser.add_argument("--size", choices=SIZES, default="standard", help="how many prompts (default standard)")
     parser.add_argument("--encoders", nargs="+", help="of the family (default: all that are there)")
@@ -127,6 +134,7 @@ def register_report(subparsers: Any) -> None:
         "report",
         help="one page about all results in a folder",
         description="Collect the records below a folder into one self-contained HTML page.",
+        epilog=example("report --folder outputs/evaluation"),
     )
     parser.add_argument(
         "--folder", type=arguments.existing_folder, default=Path("outputs/evaluation"), help="where the results lie"

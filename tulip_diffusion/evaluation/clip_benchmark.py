@@ -1,6 +1,6 @@
 """Our encoders in clip-benchmark, a harness that many CLIPs are measured with: zero-shot classes, retrieval, captions.
 
-    pip install "tulip-diffusion[clip-benchmark]"
+    pip install ".[clip-benchmark]"
     python -m tulip_diffusion.evaluation.clip_benchmark eval --model_type tulip --model tulip --dataset …
 
 `--model` is what `--encoders` of `evaluate retrieval` takes. Everything else is clip-benchmark's own command line.
@@ -72,7 +72,7 @@ def register() -> None:
     try:
         from clip_benchmark import models
     except ImportError as error:
-        raise ImportError('clip-benchmark is missing: pip install "tulip-diffusion[clip-benchmark]"') from error
+        raise ImportError('clip-benchmark is missing: pip install ".[clip-benchmark]"') from error
     if MODEL_TYPE not in models.TYPE2FUNC:
         models.TYPE2FUNC[MODEL_TYPE] = load_model
         models.MODEL_TYPES.append(MODEL_TYPE)

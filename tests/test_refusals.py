@@ -151,6 +151,7 @@ EVALUATIONS = {
     "guidance that is not a number": (["strips", "--guidance", "nan"], "--guidance"),
     "fewer than no pictures": (["fidelity", "--pictures", "-1"], "--pictures"),
     "a device of fancy": (["attention", "--device", "tpu7"], "a device such as"),
+    "an empty prompt": (["attribution", ""], "The prompt is empty"),
     "an unknown encoder": (["relevance", "--encoders", "./nope.pt"], "nope.pt"),
 }
 

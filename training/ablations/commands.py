@@ -30,7 +30,8 @@ def register(subparsers: Any) -> None:
     )
     names = ablate.add_subparsers(dest="name", required=True, metavar="ABLATION", parser_class=Parser)
     for name, summary in {**METHOD, "finelip": FINELIP}.items():
-        fill_when_used(names.add_parser(name, help=summary, formatter_class=Help), fill, name)
+        example = f"example:\n  tulip-diffusion ablate {name} --seed 1"
+        fill_when_used(names.add_parser(name, help=summary, formatter_class=Help, epilog=example), fill, name)
 
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
@@ -44,8 +45,10 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
         from tulip_diffusion.evaluation.encoders import open_encoder
         from tulip_diffusion.evaluation.plots import check_installed
         from tulip_diffusion.evaluation.provenance import write_provenance
+        from tulip_diffusion.progress import hide_loading_bars
         from tulip_diffusion.provenance import commit
 
+        hide_loading_bars()
         check_installed("matplotlib")  # before anything is trained
         commit()  # of the code that runs, whatever is committed meanwhile
         start = time.perf_counter()

@@ -66,7 +66,9 @@ def attribute(pipeline: Any, prompt: str, seed: int = 0, steps: int = 25, guidan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="?", help="the prompt (default: the first of --prompts)")
+    parser.add_argument(
+        "prompt", nargs="?", help="the prompt, '-' for standard input (default: the first of --prompts)"
+    )
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--model", help="SDXL weights: a folder, a Hub id or a single file (default: the family)")
     parser.add_argument(
@@ -81,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The command."""
-    prompt = options.prompt or prompts_of(options.prompts, 1)[0].text
+    given = options.prompt is not None
+    prompt = arguments.read_prompt(options.prompt) if given else prompts_of(options.prompts, 1)[0].text
     found = {}
     for name in options.encoders:
         pipeline = open_pipeline(name, options)

@@ -3,8 +3,10 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from tulip_diffusion import load_tokenizer
@@ -157,3 +159,14 @@ def test_the_keys_follow_the_weights(folder):
     changed = Encoder("changed", towers, load_tokenizer(clean=True))
     assert changed.image_key == one.image_key and changed.text_key != one.text_key
     assert opened(folder, length=50).text_key != one.text_key
+
+
+def test_a_picture_given_to_an_encoder_is_seen_as_one_in_a_file_is(tiny_encoder):
+    encoder = tiny_encoder("clip")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 4), dtype=np.uint8)
+    clear = Image.fromarray(noise, "RGBA")
+    on_white = Image.new("RGB", clear.size, "white")
+    on_white.paste(clear, mask=clear.getchannel("A"))
+    features, expected = encoder.encode_images([clear]), encoder.encode_images([on_white])
+    torch.testing.assert_close(features, expected, atol=1e-2, rtol=0)  # the two blends differ by a rounding
+    assert (features - encoder.encode_images([clear.convert("RGB")])).abs().max() > 0.05

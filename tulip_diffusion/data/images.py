@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 FULL_16_BIT = 65535
@@ -66,7 +66,9 @@ def as_seen(image: Image.Image) -> Image.Image:
         image.info["transparency"] = min(255, transparent * scale)
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
         image.info["transparency"] = tuple(sample >> 8 for sample in transparent)  # as Pillow reads 16-bit pixels
-    return on_background(image) if image.has_transparency_data else image.convert("RGB")
+    if image.has_transparency_data:
+        return on_background(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -77,7 +79,8 @@ def raw_mode(image: Image.Image) -> str:
 
 def upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # which would copy it in any case
     except Exception:  # broken EXIF data: viewers show such a picture as it lies
         return image
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tulip_diffusion.data import as_seen
 from tulip_diffusion.embedded import ASSETS
 
 from .encoders import Encoder, open_pair
@@ -54,7 +55,7 @@ def load_model(
         raise ValueError(f"{model_name} cannot be compared by the cosine of two vectors, as clip-benchmark does.")
 
     def transform(picture: Any) -> Tensor:
-        return encoder.processor([picture.convert("RGB")], return_tensors="pt").pixel_values[0]
+        return encoder.processor([as_seen(picture)], return_tensors="pt").pixel_values[0]
 
     def tokenize(texts: Sequence[str]) -> Tensor:
         rows = [encoder.enclose(ids) for ids in encoder.tokenize([texts] if isinstance(texts, str) else texts)]

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
 from tulip_diffusion import arguments
+from tulip_diffusion.data import as_seen
 from tulip_diffusion.embedded import ASSETS, ENCODERS, load_embedded_towers
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
 from tulip_diffusion.models.finelip import FineLIP, FineLIPModel, fine_score, load_finelip
@@ -113,7 +114,9 @@ class Encoder:
 
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Features (pictures, dim), for FineLIP (pictures, slots + 1, dim)."""
-        return self.encode_pixels(self.processor(list(pictures), return_tensors="pt").pixel_values)
+        return self.encode_pixels(
+            self.processor([as_seen(picture) for picture in pictures], return_tensors="pt").pixel_values
+        )
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -253,7 +256,7 @@ class OpenClip:
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.stack([self.preprocess(picture) for picture in pictures])
+        pixels = torch.stack([self.preprocess(as_seen(picture)) for picture in pictures])
         return self.model.encode_image(pixels.to(self.device)).float().cpu()
 
     @torch.no_grad()

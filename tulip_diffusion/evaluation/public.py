@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from tulip_diffusion import arguments
+from tulip_diffusion.data import open_image
 from tulip_diffusion.files import replacing, write_text
 from tulip_diffusion.tokenization import load_tokenizer
 
@@ -210,7 +211,7 @@ def grid(images: Sequence[Image.Image]) -> Image.Image:
 
 def features(tower: Embeds, files: Sequence[Path], count: int) -> Tensor:
     """Unit features (count, dim) of one prompt's pictures, cut out of the grid where one file holds them all."""
-    images = [Image.open(file).convert("RGB") for file in files]
+    images = [open_image(file) for file in files]
     if len(images) < count:
         width, height = images[0].width // 2, images[0].height // 2
         corners = [(number % 2 * width, number // 2 * height) for number in range(count)]

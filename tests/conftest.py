@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from tulip_diffusion import load_tokenizer
-
 LONG_CAPTION = " ".join(
     f"On shelf {row} of the old cabinet stands a {colour} {thing}, a little dusty."
     for row, (colour, thing) in enumerate(
@@ -22,6 +20,8 @@ def own_data_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    from tulip_diffusion import load_tokenizer
+
     return load_tokenizer(max_length=2048)
 
 

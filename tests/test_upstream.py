@@ -181,7 +181,7 @@ CONTRACT = (
     ),
     Name("peft.tuners.lora.layer.LoraLayer", ("pipelines/cache.py",), has=having("scaling")),
     Name("accelerate.state.AcceleratorState", ("training/loop.py",), has=having(_reset_state=())),
-    Name("open_clip.model.CLIP", ("tulip_diffusion/evaluation/embedding.py",), has=having("context_length")),
+    Name("open_clip.model.CLIP", ("tulip_diffusion/evaluation/encoders.py",), has=having("context_length")),
     # it also writes the texts of `info` into the PNG
     Name("gradio.processing_utils.save_pil_to_cache", ("demo/runs.py",), ("img", "cache_dir", "name", "format")),
     Name("gradio.utils.get_upload_folder", ("demo/runs.py",)),
@@ -283,6 +283,7 @@ DOCUMENTED = {  # of what we import from their submodules
     "accelerate.utils.GradientAccumulationPlugin",
     "accelerate.utils.ProjectConfiguration",
     "accelerate.utils.align_module_device",
+    "accelerate.utils.gather_object",
     "accelerate.utils.send_to_device",
     "diffusers.models.attention_processor.AttnProcessor",
     "transformers.modeling_outputs.BaseModelOutputWithPooling",

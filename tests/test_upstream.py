@@ -286,12 +286,13 @@ DOCUMENTED = {  # of what we import from their submodules
     "accelerate.utils.gather_object",
     "accelerate.utils.send_to_device",
     "diffusers.models.attention_processor.AttnProcessor",
+    "diffusers.utils.logging",
     "transformers.modeling_outputs.BaseModelOutputWithPooling",
     "transformers.utils.logging",
 }
 PRIVATE = re.compile(r"_[^_]")
 OURS = {  # private names that our own code defines, and the documented ones of the standard library
-    *("_asdict", "_replace", "_SubParsersAction"),
+    *("_asdict", "_exit", "_replace", "_SubParsersAction"),
     *re.findall(r"(?:def |class |self\.|^    )(_[^_]\w*)", "\n".join(SOURCES.values()), re.MULTILINE),
 }
 

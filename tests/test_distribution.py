@@ -82,7 +82,7 @@ def test_what_is_imported_is_declared_where_it_is_imported():
     core = requirements()
     for distribution, extras in imported().items():
         for extra in extras:
-            # What stands behind an extra of its own is imported by those who ask for it, and its tests skip without it.
+            # What has an extra of its own is imported by those who ask for it; its tests skip without it.
             declared = core if extra == "" else core | requirements(extra) | requirements("clip-benchmark")
             assert distribution in declared, f"declare {distribution} in {extra or 'dependencies'}"
 

@@ -97,7 +97,15 @@ def test_an_interrupt_at_any_moment_is_one_short_line(seconds, tmp_path):
     """While modules are imported, while weights are loaded, while something is drawn."""
     command = [sys.executable, "-m", "tulip_diffusion.cli", "compare"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )
+    with process:
         assert process.stderr.readline().startswith("Drawing one prompt with CLIP, Long-CLIP, TULIP")
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)

@@ -99,13 +99,17 @@ def test_the_readmes_pictures_are_drawn_as_often_as_one_likes(tmp_path, monkeypa
 
 @pytest.mark.parametrize("page", ["conditioning.md", "evaluation.md"])
 def test_evaluations_on_a_page_run_at_their_smallest(page, tmp_path, monkeypatch):
-    """But for `all`, which runs each of them, and `report`, which tells of them; both have tests of their own."""
+    """But for `all`, which runs each of them, `report`, which tells of them, and `prompts`, which reads others' sets.
+
+    All three have tests of their own.
+    """
     monkeypatch.chdir(tmp_path)
-    lines = [line for line in commands(page) if line[1] not in ("all", "report")]
+    lines = [line for line in commands(page) if line[1] not in ("all", "report", "prompts")]
     assert lines
     for line in lines:
-        drawing = ["--steps", "1"] if line[1] == "generation" else []
-        assert main([*line, "--count", "1", *drawing]) == 0, line
+        drawing = ["--steps", "1"] if line[1] in ("generation", "attribution") else []
+        count = [] if line[1] == "attribution" else ["--count", "1"]  # of one prompt
+        assert main([*line, *count, *drawing]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES)

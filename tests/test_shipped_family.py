@@ -21,9 +21,10 @@ def right(encoder: str, prompts: str, count: int):
     return summarize(details(pictures, captions))
 
 
-def test_it_is_safetensors_and_json_of_sixty_megabytes_at_most():
+def test_it_is_safetensors_json_and_the_demos_pictures_of_sixty_megabytes_at_most():
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".png"}
+    assert {path.parent.name for path in files if path.suffix == ".png"} == {"greeting"}
     assert 0 < sum(path.stat().st_size for path in files) <= 60e6
 
 

@@ -8,8 +8,8 @@ from transformers import CLIPTokenizer
 
 from tests.conftest import LONG_CAPTION
 from tulip_diffusion import load_tokenizer
+from tulip_diffusion.prompt_description import describe_prompt
 from tulip_diffusion.tokenization import OpenClipTokenizer, thread_safe
-from tulip_diffusion.windows import describe_prompt
 
 
 def from_folder(tokenizer_class, tmp_path):

@@ -55,6 +55,7 @@ endef
 	touch $@ .venv/.demo .venv/.run
 
 # For those who change versions: renew the locks within pyproject.toml's bounds, and test the bounds themselves.
+# OLDEST_PYTHON and NEWEST_PYTHON are versions, or paths of interpreters.
 UV := $(BIN)/uv
 $(UV): | .venv/bin/python
 	$(BIN)/python -m pip install uv
@@ -66,12 +67,14 @@ lock: $(UV)
 	$(COMPILE) --upgrade --extra demo --constraints requirements/dev.lock --output-file requirements/demo.lock
 	$(COMPILE) --upgrade --constraints requirements/dev.lock --output-file requirements/run.lock
 
+OLDEST_PYTHON ?= 3.11
+NEWEST_PYTHON ?= 3.13
 test-oldest: $(UV)
-	$(UV) venv --clear --python 3.11 .venv-oldest
+	$(UV) venv --clear --python $(OLDEST_PYTHON) .venv-oldest
 	$(UV) pip install --python .venv-oldest --resolution lowest-direct --editable ".[dev]"
 	$(call PYTEST,.venv-oldest)
 
 test-newest: $(UV)
-	$(UV) venv --clear --python 3.13 .venv-newest
+	$(UV) venv --clear --python $(NEWEST_PYTHON) .venv-newest
 	$(UV) pip install --python .venv-newest --upgrade --editable ".[dev]"
 	$(call PYTEST,.venv-newest)

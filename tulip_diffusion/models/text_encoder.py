@@ -254,8 +254,8 @@ class TulipPreTrainedModel(CLIPPreTrainedModel):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # transformers enters a class when its first instance is made; without the entry an unpickled one, in another
-        # process, would return no hidden states.
-        _CAN_RECORD_REGISTRY[self] = self._can_record_outputs
+        # process, would return no hidden states. From transformers 5.23 on the registry's own `[…]` takes the model.
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(type(self)), self._can_record_outputs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -8,7 +8,12 @@ from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, Read
 from .judging import Verdict
 from .references import Reference
 
-KINDS = {"CLIP": "clip", "Long-CLIP": "longclip", "TULIP": "tulip"}  # title -> class of its colour
+KINDS = {
+    "CLIP": "clip",
+    "Long-CLIP": "longclip",
+    "FineLIP": "finelip",
+    "TULIP": "tulip",
+}
 LABEL = "What each encoder can see of the prompt"
 RULER = 320  # tokens that the ruler shows at least
 

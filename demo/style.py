@@ -42,6 +42,7 @@ def theme() -> Any:
 CSS = """
 .gradio-container {
   --clip: #475569; --clip-wash: #47556922;
+  --finelip: #0f766e;
   --longclip: #b45309; --longclip-wash: #f59e0b33;
   --tulip: #b0205a; --tulip-wash: #ec489933;
   --right: #15803d; --wrong: #b91c1c;
@@ -49,6 +50,7 @@ CSS = """
 }
 .dark .gradio-container, .gradio-container.dark {
   --clip: #b6c2d2; --clip-wash: #94a3b82b;
+  --finelip: #5eead4;
   --longclip: #fbbf24; --longclip-wash: #f59e0b3d;
   --tulip: #f9a8d4; --tulip-wash: #ec489945;
   --right: #4ade80; --wrong: #f87171;
@@ -97,7 +99,7 @@ CSS = """
 .status.problem { color: var(--wrong); font-weight: 600; }
 h3.encoder { margin: 0 2px; font-size: 1.1rem; }
 h3.encoder.clip { color: var(--clip); } h3.encoder.longclip { color: var(--longclip); }
-h3.encoder.tulip { color: var(--tulip); }
+h3.encoder.tulip { color: var(--tulip); } h3.encoder.finelip { color: var(--finelip); }
 /* Prompt and pictures share the first screen; the icons stand above a picture, never on it. */
 .picture { height: clamp(220px, calc(100vh - 500px), 400px) !important; overflow: visible !important; }
 .picture .image-container, .picture .image-frame { overflow: visible; }

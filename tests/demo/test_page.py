@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.demo.test_studio import LONG
-from tulip_diffusion.demo.app import QUEUE, build_demo
+from tulip_diffusion.demo.app import QUEUE, build, build_demo
 from tulip_diffusion.demo.page import Page, slide
 from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
@@ -242,3 +242,14 @@ def test_building_the_page_loads_nothing_and_writes_nothing(tmp_path, own_folder
     assert not list(tmp_path.iterdir()) and sorted(own_folder.rglob("*")) == before
     with pytest.raises(ValueError, match="needs --model"):
         build_demo(tulip="tulip.pt")
+
+
+def test_a_column_for_finelip_is_built_drawn_and_explained(own_folder):
+    studio = Studio(Weights(finelip=True))  # the shipped family's: the tiny one has none
+    build(studio)
+    page = Page(studio)
+    page.begin(WORLD, VISIT)
+    *_, last = page.draw(WORLD, "", 7, False, 1, 3, 64, "own", "own", 1, [], VISIT)
+    assert studio.titles == ("CLIP", "Long-CLIP", "FineLIP", "TULIP")
+    assert all(update["value"].endswith(".png") for update in last[:4]) and "Drawn in" in last[8]
+    assert page.explain(WORLD).count('class="attention"') == 4

@@ -1,6 +1,7 @@
 """The package as it installs: what is in it, what may import what, and that importing does nothing else."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -37,8 +38,8 @@ def modules():
             yield Path("tulip_diffusion") / path.relative_to(ROOT).with_suffix(""), path
 
 
-def imported(name, path):
-    """First-level parts of `tulip_diffusion` that a module imports, anywhere in it."""
+def imports(name, path):
+    """What a module imports, anywhere in it and for type checkers too, as the parts of dotted names."""
     package = list(name.parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -48,10 +49,25 @@ def imported(name, path):
             targets = [alias.name.split(".") for alias in node.names]
         else:
             continue
-        for target in targets:
-            parts = [part for part in target if part]
-            if parts[0] == "tulip_diffusion" and len(parts) > 1:
-                yield parts[1]
+        yield from ([part for part in target if part] for target in targets)
+
+
+def imported(name, path):
+    """First-level parts of `tulip_diffusion` that a module imports."""
+    for parts in imports(name, path):
+        if parts[0] == "tulip_diffusion" and len(parts) > 1:
+            yield parts[1]
+
+
+def test_no_two_modules_need_each_other():
+    paths = {".".join(name.parts).removesuffix(".__init__"): (name, path) for name, path in modules()}
+    needs = {}
+    for module, (name, path) in paths.items():
+        # `from package import module` names a module, `from module import function` a function in one
+        found = (".".join(parts) for parts in imports(name, path))
+        needs[module] = {target if target in paths else target.rpartition(".")[0] for target in found} & set(paths)
+        needs[module].discard(module)
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
 
 
 def test_imports_point_down():

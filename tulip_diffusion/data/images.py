@@ -74,7 +74,7 @@ def as_seen(image: Image.Image) -> Image.Image:
 def raw_mode(image: Image.Image) -> str:
     """How a PNG's samples are stored, known only before it is loaded."""
     tile = getattr(image, "tile", None)
-    return str(tile[0].args) if tile and image.format == "PNG" else ""
+    return str(tile[0][3]) if tile and image.format == "PNG" else ""
 
 
 def upright(image: Image.Image) -> Image.Image:

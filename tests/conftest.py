@@ -1,5 +1,7 @@
 """Tiny real components: transformers' own classes at a few thousand parameters."""
 
+import logging
+
 import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -16,6 +18,20 @@ LONG_CAPTION = " ".join(
 def own_data_cache(tmp_path_factory, monkeypatch):
     """Captions that a test opens are kept apart from the person's own."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.getbasetemp() / "datasets"))
+
+
+@pytest.fixture(autouse=True)
+def levels_of_loggers():
+    """Commands quieten our loggers for the rest of their process, which here goes on with other tests."""
+
+    def ours():
+        names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "tulip_diffusion"]
+        return [logging.getLogger(name) for name in names]
+
+    before = {logger: logger.level for logger in ours()}
+    yield
+    for logger in ours():
+        logger.setLevel(before.get(logger, logging.NOTSET))
 
 
 @pytest.fixture(scope="session")

@@ -70,11 +70,11 @@ lock: $(UV)
 OLDEST_PYTHON ?= 3.11
 NEWEST_PYTHON ?= 3.13
 test-oldest: $(UV)
-	$(UV) venv --clear --python $(OLDEST_PYTHON) .venv-oldest
+	$(UV) venv --seed --clear --python $(OLDEST_PYTHON) .venv-oldest
 	$(UV) pip install --python .venv-oldest --resolution lowest-direct --editable ".[dev]"
 	$(call PYTEST,.venv-oldest)
 
 test-newest: $(UV)
-	$(UV) venv --clear --python $(NEWEST_PYTHON) .venv-newest
+	$(UV) venv --seed --clear --python $(NEWEST_PYTHON) .venv-newest
 	$(UV) pip install --python .venv-newest --upgrade --editable ".[dev]"
 	$(call PYTEST,.venv-newest)

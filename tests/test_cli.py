@@ -113,6 +113,43 @@ def test_an_interrupt_at_any_moment_is_one_short_line(seconds, tmp_path):
     assert (process.returncode, error) == (130, "Interrupted.\n")
 
 
+@pytest.mark.parametrize("dropped", ["finaliser", "weak reference"])
+def test_an_interrupt_that_python_drops_ends_the_command_all_the_same(dropped):
+    """Imports run such callbacks all the time, and what is raised in them goes no further."""
+    program = f"""
+import argparse, signal, time, weakref
+from tulip_diffusion import cli
+
+class Thing:
+    def __del__(self):
+        if {dropped!r} == "finaliser":
+            signal.raise_signal(signal.SIGINT)
+
+def work(options):
+    thing = Thing()
+    if {dropped!r} == "weak reference":
+        kept = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    for _ in range(500):
+        time.sleep(0.01)
+    print("went on")
+
+parser = argparse.ArgumentParser()
+parser.set_defaults(command="work", run=work)
+cli.build_parser = lambda: parser
+cli.run()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted.\n")
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(clip, tmp_path, capsys, monkeypatch):
     clip.save_pretrained(tmp_path / "clip")
 

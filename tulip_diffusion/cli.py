@@ -4,8 +4,10 @@ Reading the arguments is light: whatever is heavy is imported by the command tha
 are imported where an interrupt is met.
 """
 
+import _thread
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -51,6 +53,14 @@ def _leave_output_alone() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Python drops what is raised in a finaliser or a weak reference's callback: repeat an interrupt outside."""
+    if dropped.exc_type is not None and issubclass(dropped.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(dropped)
+
+
 def build_parser() -> "ArgumentParser":
     from tulip_diffusion import __version__, convert, describe, evaluate, generate
     from tulip_diffusion.arguments import Parser
@@ -79,6 +89,7 @@ def build_parser() -> "ArgumentParser":
 
 def run() -> NoReturn:
     """[`main`] as a process. Interrupted in an import, Python would end by a signal whatever `main` says."""
+    sys.unraisablehook = _interrupt_again
     status = main()
     if status == INTERRUPTED:
         sys.stderr.flush()

@@ -27,7 +27,7 @@ from tulip_diffusion.models.text_encoder import from_clip
 from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.scenes.dataset import SceneDataset, reference_caption
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
-from tulip_diffusion.scenes.read_out import ReadOut, read_accuracies, sentence_targets
+from tulip_diffusion.scenes.read_out import ReadOut, head_accuracies, sentence_targets
 from tulip_diffusion.scenes.render import random_scene, render, render_array
 from tulip_diffusion.tokenization import load_tokenizer
 from tulip_diffusion.training.captions import tokenize_sentences
@@ -85,7 +85,7 @@ def test_heads_that_were_fitted_to_the_states_read_them_without_a_mistake():
         head.weight.data.zero_()
         head.weight.data[:answers, start : start + answers] = torch.eye(answers)
         head.bias.data.zero_()
-    assert set(read_accuracies(heads, states, captions).values()) == {1.0}
+    assert set(head_accuracies(heads, states, captions).values()) == {1.0}
 
 
 def test_training_that_was_interrupted_goes_on_as_if_it_had_not_been(tmp_path):

@@ -18,7 +18,7 @@ from tulip_diffusion.scenes.guide import EXAMPLES, outside_world
 from tulip_diffusion.scenes.oracle import read_scene
 from tulip_diffusion.scenes.render import CABINETS, PLACES, Scene, Thing, random_scene, render, render_array
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
-from tulip_diffusion.scenes.wording import REMARKS, TEMPLATES, WORDS, count_tokens, fill, read_sentence
+from tulip_diffusion.scenes.wording import REMARKS, TEMPLATES, WORDS, count_tokens, fill, parse_sentence
 from tulip_diffusion.tokenization import load_tokenizer
 
 EVERY_RELATION = {"colour": 0.25, "place": 0.1, "it": 0.1, "every": 0.5}
@@ -83,10 +83,10 @@ def test_every_template_is_read_as_its_own_role_and_no_remark_is_taken_for_a_cla
     words = {slot: options[-1] for slot, options in WORDS.items()} | {"colour": "orange"}
     for role, wordings in TEMPLATES.items():
         for template in (template for templates in wordings.values() for template in templates):
-            found = read_sentence(fill(template, words))
+            found = parse_sentence(fill(template, words))
             assert found is not None and found[0] == role
             assert all(words[slot] == word for slot, word in found[1].items())
-    assert all(read_sentence(remark) is None for remark in REMARKS)
+    assert all(parse_sentence(remark) is None for remark in REMARKS)
 
 
 def test_token_counts_and_spans_are_those_of_clips_own_tokenizer():

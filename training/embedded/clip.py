@@ -19,7 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from tulip_diffusion.devices import best_device
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SceneDataset, window_caption
-from tulip_diffusion.scenes.read_out import IGNORED, ReadOut, read_accuracies, sentence_targets
+from tulip_diffusion.scenes.read_out import IGNORED, ReadOut, head_accuracies, sentence_targets
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
 
 from .steps import train
@@ -129,7 +129,7 @@ def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> 
     ).input_ids
     clip = towers.clip
     text = clip.text_model(input_ids=ids.to(clip.device), output_hidden_states=True)
-    found = read_accuracies(towers.text_heads, text.hidden_states[-2], captions)
+    found = head_accuracies(towers.text_heads, text.hidden_states[-2], captions)
     text_embeds = F.normalize(clip.text_projection(text.pooler_output), dim=-1)
     vision = clip.vision_model(pixel_values=normalised(pictures.to(clip.device)))
     image_embeds = F.normalize(clip.visual_projection(vision.pooler_output), dim=-1)

@@ -1,4 +1,4 @@
-"""Writes captions of random scenes, and reads them back."""
+"""Writes captions of random scenes, and parses them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from .captions import Caption, Sentence
 from .render import CABINETS, COLUMNS, PLACES, ROWS, Scene, Thing
 from .sprites import COLOURS, KINDS
-from .wording import ASIDES, REMARKS, SIDES, TEMPLATES, count_tokens, fill, read_freely, read_sentence
+from .wording import ASIDES, REMARKS, SIDES, TEMPLATES, count_tokens, fill, parse_freely, parse_sentence
 
 LANDMARKS = 4  # kinds that a scene for references holds at most once
 
@@ -17,11 +17,11 @@ def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def landmark_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A random scene in which `LANDMARKS` kinds occur at most once, so that "the tulip" can mean one tulip."""
+def landmark_scene(rng: np.random.Generator, count: int) -> Scene:
+    """A random scene of `count` things; `LANDMARKS` kinds occur at most once, so "the tulip" can mean one tulip."""
     kinds = list(rng.permutation(KINDS))
     things: list[Thing | None] = [None] * PLACES
-    for number, place in enumerate(rng.permutation(PLACES)[:objects]):
+    for number, place in enumerate(rng.permutation(PLACES)[:count]):
         kind = kinds[number] if number < LANDMARKS else choose(rng, kinds[LANDMARKS:])
         things[place] = Thing(str(kind), choose(rng, tuple(COLOURS)))
     return Scene(choose(rng, tuple(CABINETS)), tuple(things))
@@ -71,11 +71,11 @@ class Writer:
         self.mentioned.append(place)
 
     def role(self, place: int) -> str:
-        """Draw how `place` is described, among the ways that are open at this point."""
-        draw = self.rng.random()
+        """Choose at random how `place` is described, among the ways that are open at this point."""
+        chance = self.rng.random()
         for role in ("colour", "place", "it"):
-            draw -= self.references.get(role, 0)
-            if draw < 0:
+            chance -= self.references.get(role, 0)
+            if chance < 0:
                 others = [other for other in self.sole() if self.things[other].kind != self.things[place].kind]
                 open_ = {"colour": bool(others), "place": bool(self.neighbours(place)), "it": True}
                 return role if open_[role] else "thing"
@@ -167,19 +167,20 @@ def pad_sentences(rng: np.random.Generator, sentences: list[Sentence], tokens: i
         sentences.insert(index, Sentence(aside))
 
 
-class Reader:
-    """Reads sentences one after the other and remembers what was mentioned, as `Writer` does when it writes them."""
+class Parser:
+    """Parses sentences one after the other and remembers what was mentioned, as `Writer` does when it writes them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.cabinet = next(iter(CABINETS))
         self.kinds: dict[int, str] = {}  # by place, in order of mention
         self.colours: dict[int, str] = {}
         self.sentences: list[Sentence] = []
 
-    def read(self, text: str) -> None:
-        known = read_sentence(text if text.endswith(".") else text + ".")
+    def parse(self, text: str) -> None:
+        """Take in one sentence, with or without its full stop."""
+        known = parse_sentence(text if text.endswith(".") else text + ".")
         if known is None:
-            self.read_freely(text)
+            self.parse_freely(text)
             return
         role, words = known
         referent = self.referent(words["other"]) if "other" in words else None
@@ -194,10 +195,10 @@ class Reader:
                 self.colours[place] = colour
         self.sentences.append(Sentence(text, role, places, referent))
 
-    def read_freely(self, text: str) -> None:
+    def parse_freely(self, text: str) -> None:
         """A sentence that the grammar does not write, by the world's words in it; an aside where they say nothing."""
         places = []
-        for words in read_freely(text):
+        for words in parse_freely(text):
             places += self.places("thing", words, None)
             self.kinds[places[-1]], self.colours[places[-1]] = words["kind"], words["colour"]
         self.sentences.append(Sentence(text, "thing" if places else "", tuple(places)))
@@ -229,19 +230,19 @@ class Reader:
 
 
 def parse_caption(text: str) -> Caption:
-    """Read a text of this world back, resolving its references.
+    """Parse a text of this world, resolving its references.
 
-    Sentences that the grammar does not write are read by the world's words in them, in whatever order; those that say
+    Sentences that the grammar does not write are taken by the world's words in them, in whatever order; those that say
     nothing of a thing in a place are asides.
 
     Raises:
         ValueError: the text says nothing that the world could show.
     """
-    reader = Reader()
+    parser = Parser()
     for part in re.findall(r"[^.!?;\n]+[.!?;]?", text):
         if part.strip():
-            reader.read(part.strip())
-    caption = Caption(reader.scene(), tuple(reader.sentences))
+            parser.parse(part.strip())
+    caption = Caption(parser.scene(), tuple(parser.sentences))
     if not caption.claims:
         raise ValueError(f"Nothing in {text[:60]!r} says which thing of which colour stands in which place.")
     return caption

@@ -58,7 +58,7 @@ def sentence_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
     return torch.tensor(where).view(-1, 2), torch.tensor(what).view(-1, 3)
 
 
-def read_accuracies(heads: ReadOut, states: Tensor, captions: list[Caption]) -> dict[str, float]:
+def head_accuracies(heads: ReadOut, states: Tensor, captions: list[Caption]) -> dict[str, float]:
     """Share of places, kinds and colours read rightly off `states` (captions, tokens, width) at the sentences' ends.
 
     `referred colour` and `referred place` are those of the sentences that take their colour from another one.

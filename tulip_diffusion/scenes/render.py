@@ -46,12 +46,12 @@ class Scene:
         return [place for place, thing in enumerate(self.things) if thing is not None]
 
 
-def random_scene(rng: np.random.Generator, objects: int) -> Scene:
-    """A scene with `objects` things of random kinds and colours in random places."""
-    if not 0 <= objects <= PLACES:
-        raise ValueError(f"A cabinet has {PLACES} places, so objects must be between 0 and {PLACES}, got {objects}.")
+def random_scene(rng: np.random.Generator, count: int) -> Scene:
+    """A scene with `count` things of random kinds and colours in random places."""
+    if not 0 <= count <= PLACES:
+        raise ValueError(f"A cabinet has {PLACES} places, so count must be between 0 and {PLACES}, got {count}.")
     things: list[Thing | None] = [None] * PLACES
-    for place in rng.choice(PLACES, objects, replace=False):
+    for place in rng.choice(PLACES, count, replace=False):
         things[place] = Thing(str(rng.choice(KINDS)), str(rng.choice(tuple(COLOURS))))
     return Scene(str(rng.choice(tuple(CABINETS))), tuple(things))
 

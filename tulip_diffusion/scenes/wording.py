@@ -1,7 +1,7 @@
-"""The sentences of the world, as templates that are both written and read.
+"""The sentences of the world, as templates that are both filled and parsed.
 
-A slot in braces is one word of `WORDS`; a capital, as in `{Row}`, only capitalises it. Every word is a single token of
-CLIP's vocabulary and the place stands first in every sentence about a thing.
+A blank in braces is one word of `WORDS`; a capital, as in `{Row}`, only capitalises it. Every word is a single token
+of CLIP's vocabulary, and the place comes first in every sentence about a thing.
 """
 
 import re
@@ -103,7 +103,7 @@ ASIDES = (
     "The owner will tell you a long story about each piece.",
     "Please do not touch anything.",
 )
-SLOT = re.compile(r"\{(\w+)\}")
+BLANK = re.compile(r"\{(\w+)\}")
 
 
 def count_tokens(text: str) -> int:
@@ -112,27 +112,27 @@ def count_tokens(text: str) -> int:
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:
-    """Put `words` into the slots, with "an" before a vowel."""
+    """Put `words` into the blanks, with "an" before a vowel."""
 
-    def word(slot: re.Match) -> str:
-        value = words[slot[1].lower()]
-        return value[0].upper() + value[1:] if slot[1][0].isupper() else value
+    def word(blank: re.Match) -> str:
+        value = words[blank[1].lower()]
+        return value[0].upper() + value[1:] if blank[1][0].isupper() else value
 
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", SLOT.sub(word, template))
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", BLANK.sub(word, template))
 
 
 @cache
 def pattern(template: str) -> re.Pattern:
-    """The regular expression that reads back what `fill` wrote, whatever the case of its letters."""
-    parts = SLOT.split(re.sub(r"\b([Aa]) \{", r"\1n? {", template))
+    """The regular expression that parses what `fill` wrote, whatever the case of its letters."""
+    parts = BLANK.split(re.sub(r"\b([Aa]) \{", r"\1n? {", template))
     expression = ""
     for index, part in enumerate(parts):
-        slot = part.lower()
-        expression += f"(?P<{slot}>{'|'.join(WORDS[slot])})" if index % 2 else part.replace(".", r"\.")
+        blank = part.lower()
+        expression += f"(?P<{blank}>{'|'.join(WORDS[blank])})" if index % 2 else part.replace(".", r"\.")
     return re.compile(expression, re.IGNORECASE)
 
 
-FREE = {  # slot -> word as a person may write it -> the world's word
+FREE = {  # blank -> word as a person may write it -> the world's word
     "row": {**{row: row for row in ROWS}, "topmost": "top", "bottommost": "bottom"},
     "column": {
         **{column: column for column in COLUMNS},
@@ -146,14 +146,14 @@ FREE = {  # slot -> word as a person may write it -> the world's word
 DENIALS = {"no", "not", "without", "never", "nor", "neither"}
 
 
-def read_freely(text: str) -> list[dict[str, str]]:
+def parse_freely(text: str) -> list[dict[str, str]]:
     """The things that a sentence in any wording puts into places, each with its `row`, `column`, `kind` and `colour`.
 
     The n-th kind goes with the n-th colour and the n-th place; one row, named once, holds for all of them. Nothing is
-    read out of a sentence in which they do not add up, or which denies something.
+    taken from a sentence in which they do not add up, or which denies something.
     """
     words = re.findall(r"[a-z0-9]+", text.lower())
-    found = {slot: [known[word] for word in words if word in known] for slot, known in FREE.items()}
+    found = {blank: [known[word] for word in words if word in known] for blank, known in FREE.items()}
     count = len(found["kind"])
     if len(found["row"]) == 1:
         found["row"] *= count
@@ -162,10 +162,10 @@ def read_freely(text: str) -> list[dict[str, str]]:
     return [dict(zip(found, thing, strict=True)) for thing in zip(*found.values(), strict=True)]
 
 
-def read_sentence(text: str) -> tuple[str, dict[str, str]] | None:
+def parse_sentence(text: str) -> tuple[str, dict[str, str]] | None:
     """Role and words of one sentence of this world; None where it says nothing about the picture."""
     for role, wordings in TEMPLATES.items():
         for template in (template for templates in wordings.values() for template in templates):
             if match := pattern(template).fullmatch(text.strip()):
-                return role, {slot: word.lower() for slot, word in match.groupdict().items()}
+                return role, {blank: word.lower() for blank, word in match.groupdict().items()}
     return None

@@ -11,9 +11,9 @@ from tulip_diffusion.scenes.guide import EXAMPLES, HOW, WORLD
 
 from . import browser, markup
 from .api import Api
-from .examples import SIZES, prose_examples, world_examples
 from .greeting import Greeting, load_greeting
 from .page import Page, slide
+from .prompts import SIZES, prose_prompts, world_prompts
 from .settings import LENGTHS, MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, OVERFLOWS
 from .studio import Studio
 from .weights import Weights
@@ -112,7 +112,7 @@ def helpers(studio: Studio, page: Page, prompt: gr.Textbox) -> None:
     embedded = studio.weights.embedded
     with gr.Row(elem_id="helpers"):
         gr.HTML("<span>Examples</span>", min_width=64)
-        for size, text in zip(SIZES, world_examples() if embedded else prose_examples(), strict=True):
+        for size, text in zip(SIZES, world_prompts() if embedded else prose_prompts(), strict=True):
             button = small(f"{size} tokens")
             button.click(None, None, prompt, js=browser.write(text), api_visibility="private")
         small("Random").click(page.random_prompt, None, prompt, queue=False, **PRIVATE)

@@ -26,12 +26,12 @@ def explain(studio: Studio, settings: Settings) -> str:
     text, description = studio.describe(settings.prompt)
     check_tokens("prompt", description.tokens)
     with studio.drawing:
-        charts = [attention_chart(title, reader, text) for title, reader in studio.readers.items()]
+        charts = [attention_chart(title, pipeline, text) for title, pipeline in studio.pipelines.items()]
         seen_by_all = text[: len(text) - len(description.readings["CLIP"].lost)]
-        figures = fidelity(studio.readers, seen_by_all)
+        figures = fidelity(studio.pipelines, seen_by_all)
         sentences, found = [], []
         if studio.weights.embedded:
-            sentences, found = references(text, studio.readers, studio.weights.assets / "read_out")
+            sentences, found = references(text, studio.pipelines, studio.weights.assets / "read_out")
     return (
         '<div class="explain"><h3>Where the prompt\'s summary looks</h3>'
         "<p>Attention of the end-of-text token in the last layer of the first text encoder, mean over heads, "
@@ -46,8 +46,8 @@ def explain(studio: Studio, settings: Settings) -> str:
     )
 
 
-def attention_chart(title: str, reader: Any, text: str) -> str:
-    shares = end_attention(reader.text_encoder, reader.tokenizer, text)
+def attention_chart(title: str, pipeline: Any, text: str) -> str:
+    shares = end_attention(pipeline.text_encoder, pipeline.tokenizer, text)
     bars = [part.sum().item() for part in shares.split(BARS)]
     beyond = shares[76:].sum().item()
     sentence = f"Reads {len(shares) + 2} tokens; {beyond:.0%} of its attention lies beyond the 77th."
@@ -74,13 +74,13 @@ def end_attention(encoder: Any, tokenizer: Any, text: str) -> Tensor:
     return weights / weights.sum()
 
 
-def fidelity(readers: dict[str, Any], text: str) -> dict[str, list[str]]:
+def fidelity(pipelines: dict[str, Any], text: str) -> dict[str, list[str]]:
     """For each encoder but the first, how its states and pooled vector for `text` compare with the first one's."""
     told = {}
     with torch.no_grad():
-        for title, reader in readers.items():
-            with reader.conditioned(sequence_length=77):
-                states, _, pooled, _ = reader.encode_prompt(text, do_classifier_free_guidance=False)
+        for title, pipeline in pipelines.items():
+            with pipeline.conditioned(sequence_length=77):
+                states, _, pooled, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False)
             told[title] = states, pooled
     (_, (states, pooled)), *others = told.items()
     return {

@@ -17,7 +17,7 @@ from tulip_diffusion.embedded import ASSETS
 from tulip_diffusion.files import replacing, write_text
 
 from . import markup
-from .examples import SIZES, world_examples
+from .prompts import SIZES, world_prompts
 from .runs import judge_all
 from .settings import Settings
 from .studio import Studio
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--assets", type=Path, default=ASSETS, help="the family's folder (default: the package's)")
     options = parser.parse_args(arguments)
     studio = Studio(Weights(assets=options.assets))
-    settings = Settings(world_examples()[SIZES.index(SIZE)])
+    settings = Settings(world_prompts()[SIZES.index(SIZE)])
     pictures: dict[str, Image.Image] = {}
     for frame in studio.draw(settings):
         if frame.finished:

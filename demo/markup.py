@@ -5,8 +5,8 @@ from html import escape
 
 from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, Reading
 
-from .judging import Verdict
 from .references import Reference
+from .verdicts import Verdict
 
 KINDS = {
     "CLIP": "clip",

@@ -13,8 +13,8 @@ from tulip_diffusion.scenes.guide import outside_world
 
 from . import markup
 from .errors import sentence_of
-from .examples import random_prompt
 from .explain import explain
+from .prompts import random_prompt
 from .runs import Run, finish
 from .settings import MAX_IMAGES, MAX_SEED, Settings, check_number
 from .studio import Frame, Studio
@@ -110,7 +110,7 @@ class Page:
         run = finish(self.studio, settings, finished)
         seconds = time.perf_counter() - started
         sentence = (
-            f"Drawn in {seconds:.1f} s from seed {settings.seed}: the same noise, the same UNet, another reader."
+            f"Drawn in {seconds:.1f} s from seed {settings.seed}: the same noise, the same UNet, another encoder."
         )
         yield {"status": markup.status(sentence) + self.note(settings.prompt), "run": run}
 

@@ -27,7 +27,7 @@ class Reference:
     resolved: Mapping[str, tuple[bool, ...]]
 
 
-def references(text: str, readers: Mapping[str, Any], heads: Path) -> tuple[list[str], list[Reference]]:
+def references(text: str, pipelines: Mapping[str, Any], heads: Path) -> tuple[list[str], list[Reference]]:
     """The sentences of `text`, and those among them that refer, read off the states that the UNet is given.
 
     `heads` is the folder of read-out heads, one for each slot. A text from beyond the world has no references.
@@ -39,10 +39,10 @@ def references(text: str, readers: Mapping[str, Any], heads: Path) -> tuple[list
     referring = [claim for claim in caption.claims if claim.role in ("colour", "it", "every")]
     if not referring or not heads.is_dir():
         return [sentence.text for sentence in caption.sentences], []
-    ends = sentence_ends(text, caption, next(iter(readers.values())).tokenizer)
+    ends = sentence_ends(text, caption, next(iter(pipelines.values())).tokenizer)
     fitted = [load_read_out(heads / f"{slot}.safetensors") for slot in SLOTS]
     at = [ends[claim.sentence] for claim in referring]
-    read = {title: colours_at(reader, text, at, fitted) for title, reader in readers.items()}
+    read = {title: colours_at(pipeline, text, at, fitted) for title, pipeline in pipelines.items()}
     found = [
         Reference(
             claim.sentence,
@@ -74,9 +74,9 @@ def sentence_ends(text: str, caption: Caption, tokenizer: Any) -> list[int]:
 
 
 @torch.no_grad()
-def colours_at(reader: Any, text: str, places: Sequence[int], heads: Sequence[ReadOut]) -> list[list[str | None]]:
+def colours_at(pipeline: Any, text: str, places: Sequence[int], heads: Sequence[ReadOut]) -> list[list[str | None]]:
     """For each slot the colours that its head reads at `places`, None beyond what the encoder was given."""
-    states = reader.encode_prompt(text, do_classifier_free_guidance=False)[0][0].float().cpu()
+    states = pipeline.encode_prompt(text, do_classifier_free_guidance=False)[0][0].float().cpu()
     names = list(COLOURS)
     read = []
     for head, half in zip(heads, states.chunk(len(heads), dim=-1), strict=True):

@@ -14,9 +14,9 @@ from tulip_diffusion.evaluation.strip import Panel, draw_strip
 from tulip_diffusion.prompt_description import word_positions
 
 from . import markup
-from .judging import judge
 from .settings import Settings
 from .studio import Studio
+from .verdicts import judge
 
 
 @dataclass(frozen=True, eq=False)  # gradio hashes what it keeps for a session
@@ -77,7 +77,7 @@ def strip_of(
 ) -> Image.Image:
     """The pictures over the prompt."""
     text, _ = studio.describe(settings.prompt)
-    words = word_positions(text, studio.readers[studio.titles[0]].tokenizer)
+    words = word_positions(text, studio.pipelines[studio.titles[0]].tokenizer)
     strip = draw_strip([Panel(picture, title, scores[title]) for title, picture in pictures.items()], words)
     record(studio, settings, strip)
     return strip

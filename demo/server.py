@@ -46,7 +46,7 @@ def serve(
         if mcp:
             print(f"Tools for language models: {demo.local_url}gradio_api/mcp/", flush=True)
         try:
-            studio.readers  # noqa: B018  # loads; what fails here is told on the page as well
+            studio.pipelines  # noqa: B018  # loads; what fails here is told on the page as well
             print("The models are loaded.", flush=True)
         except Exception as error:
             print(sentence_of(error), file=sys.stderr)

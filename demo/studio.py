@@ -15,7 +15,7 @@ from tulip_diffusion.pipelines.conditioning import Conditioning, Slot, pad_state
 from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, describe_prompt
 
 from .settings import Settings, check_text, check_tokens
-from .weights import Weights, load_readers
+from .weights import Weights, load_pipelines
 
 PREVIEWS = 8  # of each picture, while it is drawn
 PREVIEW_LATENTS = 32  # latents are shrunk to this side before a preview is decoded
@@ -53,20 +53,20 @@ class Studio:
         self.weights = weights or Weights()
         self.titles = self.weights.titles
         self.batched = True
-        self._readers: dict[str, Any] = {}
+        self._pipelines: dict[str, Any] = {}
         self._loading = threading.Lock()
         self.drawing = threading.Lock()  # held by whoever draws, or sets something on the encoders for a moment
 
     @property
-    def readers(self) -> dict[str, Any]:
+    def pipelines(self) -> dict[str, Any]:
         """A pipeline for each title. What fails to load raises here, and is tried again the next time."""
         with self._loading:
-            if not self._readers:
-                readers = load_readers(self.weights)
-                large_on_cpu = not self.weights.embedded and readers[self.titles[0]].device.type == "cpu"
+            if not self._pipelines:
+                pipelines = load_pipelines(self.weights)
+                large_on_cpu = not self.weights.embedded and pipelines[self.titles[0]].device.type == "cpu"
                 self.batched = not large_on_cpu  # there, running out of memory is the end of the process
-                self._readers = readers
-            return self._readers
+                self._pipelines = pipelines
+            return self._pipelines
 
     def describe(self, prompt: str, contexts: Mapping[str, int | None] = CONTEXTS) -> tuple[str, PromptDescription]:
         """`prompt` without white space at its end, and its description, which counts as the pipelines do.
@@ -76,7 +76,7 @@ class Studio:
         """
         check_text("prompt", prompt)
         text = prompt.rstrip()
-        return text, describe_prompt(text, self.readers[self.titles[0]].tokenizer, contexts)
+        return text, describe_prompt(text, self.pipelines[self.titles[0]].tokenizer, contexts)
 
     def unseen(self, settings: Settings) -> dict[str, str]:
         """For each title the words of the prompt that one of its encoders cannot see."""
@@ -86,12 +86,12 @@ class Studio:
 
     def context(self, title: str, settings: Settings) -> int | None:
         """Tokens that reach both encoders of `title`, None for all of them."""
-        reader = self.readers[title]
-        own = {field.name: reader.config[field.name] for field in fields(Conditioning)}
+        pipeline = self.pipelines[title]
+        own = {field.name: pipeline.config[field.name] for field in fields(Conditioning)}
         options = Conditioning(**{**own, **settings.conditioning})
         slots = (
-            Slot("text_encoder", reader.tokenizer, reader.text_encoder),
-            Slot("text_encoder_2", reader.tokenizer_2, reader.text_encoder_2),
+            Slot("text_encoder", pipeline.tokenizer, pipeline.text_encoder),
+            Slot("text_encoder_2", pipeline.tokenizer_2, pipeline.text_encoder_2),
         )
         return min((limit for slot in slots if (limit := slot.context(options)) is not None), default=None)
 
@@ -154,13 +154,13 @@ class Studio:
         if not self.batched:
             return [[title] for title in self.titles]
         by_scale: dict[Any, list[str]] = {}
-        for title, reader in self.readers.items():
-            by_scale.setdefault(reader.config.attention_scale, []).append(title)
+        for title, pipeline in self.pipelines.items():
+            by_scale.setdefault(pipeline.config.attention_scale, []).append(title)
         return list(by_scale.values())
 
     def _draw_group(self, job: Job, titles: Sequence[str], number: int, groups: int) -> None:
         """Denoise the conditionings of `titles` as one batch, all from the same noise: batch `number` of `groups`."""
-        settings, pipeline = job.settings, self.readers[titles[0]]  # any of them: the UNet is the same
+        settings, pipeline = job.settings, self.pipelines[titles[0]]  # any of them: the UNet is the same
 
         def after_step(pipeline, step: int, timestep, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             steps = pipeline.num_timesteps
@@ -193,9 +193,9 @@ class Studio:
         """States and pooled vectors of all titles, filled up to one length with zeros, which attention leaves out."""
         rows: list[Conditions] = []
         for title in titles:
-            reader = self.readers[title]
-            with reader.conditioned(**settings.conditioning):
-                rows.append(reader.encode_prompt(settings.prompt, negative_prompt=settings.negative.strip() or None))
+            pipeline = self.pipelines[title]
+            with pipeline.conditioned(**settings.conditioning):
+                rows.append(pipeline.encode_prompt(settings.prompt, negative_prompt=settings.negative.strip() or None))
         length = max(states.shape[1] for states, *_ in rows)
         states, negative, pooled, negative_pooled = zip(*rows, strict=True)
         return (
@@ -210,7 +210,7 @@ class Studio:
 
     def _decode(self, latents: Tensor) -> Image.Image:
         """The picture of one row of latents, (channels, height, width), which SDXL keeps scaled and maybe centred."""
-        pipeline = self.readers[self.titles[0]]
+        pipeline = self.pipelines[self.titles[0]]
         config = pipeline.vae.config
         latents = latents[None].to(pipeline.vae.dtype) / config.scaling_factor
         if config.latents_mean is not None and config.latents_std is not None:

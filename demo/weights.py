@@ -108,25 +108,25 @@ def check_source(option: str, source: str, smallest: str) -> None:
         ) from None
 
 
-def load_readers(weights: Weights) -> dict[str, Any]:
+def load_pipelines(weights: Weights) -> dict[str, Any]:
     """A pipeline for each of `weights.titles`; UNet, VAE and scheduler are the same objects in all of them."""
-    readers = dict(embedded_readers(weights) if weights.embedded else model_readers(weights))
-    for reader in readers.values():
-        reader.set_progress_bar_config(disable=True)
-    return readers
+    pipelines = dict(embedded_pipelines(weights) if weights.embedded else model_pipelines(weights))
+    for pipeline in pipelines.values():
+        pipeline.set_progress_bar_config(disable=True)
+    return pipelines
 
 
-def embedded_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
+def embedded_pipelines(weights: Weights) -> Iterator[tuple[str, Any]]:
     shared: dict[str, Any] = {}
     for encoder, title in TITLES.items():
         if title not in weights.titles:
             continue
-        reader = load_pipeline(encoder, device=weights.device, assets=weights.assets, **shared)
-        shared = {name: reader.components[name] for name in SHARED}
-        yield title, reader
+        pipeline = load_pipeline(encoder, device=weights.device, assets=weights.assets, **shared)
+        shared = {name: pipeline.components[name] for name in SHARED}
+        yield title, pipeline
 
 
-def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
+def model_pipelines(weights: Weights) -> Iterator[tuple[str, Any]]:
     """The second encoder is shared as well: only the first slot's encoders differ."""
     import torch
 
@@ -137,8 +137,8 @@ def model_readers(weights: Weights) -> Iterator[tuple[str, Any]]:
     for title, source in zip(TITLES.values(), sources, strict=True):
         if title in weights.titles:
             encoder = load_first_encoder(str(source), base.text_encoder.dtype) if source else base.text_encoder
-            reader = type(base).from_pipe(base, text_encoder=encoder.to(base.device))
-            reader.set_conditioning(**PUBLISHED[title])
-            yield title, reader
+            pipeline = type(base).from_pipe(base, text_encoder=encoder.to(base.device))
+            pipeline.set_conditioning(**PUBLISHED[title])
+            yield title, pipeline
     if base.vae.config.force_upcast:  # last, since `from_pipe` would take all else to float32 and back
         base.vae.to(torch.float32)  # SDXL's own overflows in half precision

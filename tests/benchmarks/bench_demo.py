@@ -86,9 +86,9 @@ def prepare(variant: str, assets: Path, steps: int) -> tuple[Callable[[], None],
 
         return draw, pipelines
     studio = Studio(Weights(assets=assets))
-    readers = studio.readers.values()
+    pipelines = studio.pipelines.values()
     studio.batched = variant == "one batch"
-    return lambda: [*studio.draw(settings)] and None, readers
+    return lambda: [*studio.draw(settings)] and None, pipelines
 
 
 def memory_mib(field: str) -> float:

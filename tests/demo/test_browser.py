@@ -122,7 +122,7 @@ def test_stop_stops_the_loop_and_the_page_draws_again(visit, studio):
     page.get_by_label("number input for Steps").fill("100")
     page.locator("#prompt textarea").fill(LONG)
     steps = []
-    hook = studio.readers["CLIP"].unet.register_forward_hook(lambda *_: steps.append(1))
+    hook = studio.pipelines["CLIP"].unet.register_forward_hook(lambda *_: steps.append(1))
     page.locator("#draw").click()
     while not steps:
         page.wait_for_timeout(50)

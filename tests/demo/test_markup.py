@@ -8,8 +8,8 @@ from PIL import Image
 
 from tulip_diffusion import load_tokenizer
 from tulip_diffusion.demo import markup
-from tulip_diffusion.demo.examples import SIZES, prose_examples, world_examples
-from tulip_diffusion.demo.judging import judge
+from tulip_diffusion.demo.prompts import SIZES, prose_prompts, world_prompts
+from tulip_diffusion.demo.verdicts import judge
 from tulip_diffusion.prompt_description import describe_prompt
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
 from tulip_diffusion.scenes.render import random_scene, render
@@ -18,7 +18,7 @@ TOKENIZER = load_tokenizer(max_length=4096)
 
 
 def parts(text: str) -> dict[str, str]:
-    """The coloured parts of the bar as the reader sees them."""
+    """The coloured parts of the bar as people see them."""
     bar = markup.token_bar(text, describe_prompt(text, TOKENIZER))
     words = bar[bar.index('class="words"') :]
     return {kind: unescape(part) for kind, part in re.findall(r'<span class="(\w+)">(.*?)</span>', words, re.DOTALL)}
@@ -70,7 +70,7 @@ def test_a_render_of_the_scene_is_right_in_every_sentence_and_another_picture_is
 
 
 def test_examples_have_about_the_sizes_that_their_buttons_say():
-    for texts in (world_examples(), prose_examples()):
+    for texts in (world_prompts(), prose_prompts()):
         for size, text in zip(SIZES, texts, strict=True):
             assert abs(describe_prompt(text, TOKENIZER).tokens - size) <= 0.1 * size
-    assert all(parse_caption(text).claims for text in world_examples())
+    assert all(parse_caption(text).claims for text in world_prompts())

@@ -205,7 +205,7 @@ def test_without_enough_memory_for_a_single_picture_the_page_says_so_and_goes_on
     def no_memory(unet, args, kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    hook = page.studio.readers["CLIP"].unet.register_forward_pre_hook(no_memory, with_kwargs=True)
+    hook = page.studio.pipelines["CLIP"].unet.register_forward_pre_hook(no_memory, with_kwargs=True)
     assert "The memory is not enough" in changed(draw(page, LONG)[-1])[STATUS]
     hook.remove()
     assert "Drawn in" in changed(draw(page, LONG, steps=1)[-1])[STATUS]

@@ -42,7 +42,7 @@ def test_ten_calls_from_four_threads_each_get_their_own_prompt_and_seed(url, cli
 
 def test_a_cancelled_run_stops_and_frees_the_queue(client, studio):
     steps = []
-    hook = studio.readers["CLIP"].unet.register_forward_hook(lambda *_: steps.append(1))
+    hook = studio.pipelines["CLIP"].unet.register_forward_hook(lambda *_: steps.append(1))
     job = client.submit(LONG, steps=100, api_name="/compare")
     while not steps:
         time.sleep(0.05)

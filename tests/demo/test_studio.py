@@ -61,7 +61,7 @@ def test_the_batch_of_three_equals_three_separate_pipelines(studio, assets, sett
 def test_encoders_whose_attention_is_scaled_differently_are_drawn_apart(assets):
     studio, settings = Studio(Weights(assets=assets)), Settings(LONG, seed=3, **QUICK)
     before = finished(studio, settings)
-    studio.readers["TULIP"].set_conditioning(attention_scale=2.0)
+    studio.pipelines["TULIP"].set_conditioning(attention_scale=2.0)
     after = finished(studio, settings)
     assert np.array_equal(after["CLIP"], before["CLIP"]) and not np.array_equal(after["TULIP"], before["TULIP"])
     assert np.abs(after["TULIP"] - alone(assets, "tulip", settings, attention_scale=2.0)).max() <= 1
@@ -69,8 +69,8 @@ def test_encoders_whose_attention_is_scaled_differently_are_drawn_apart(assets):
 
 def test_all_encoders_share_unet_vae_and_scheduler(studio):
     for name in SHARED:
-        assert len({id(reader.components[name]) for reader in studio.readers.values()}) == 1
-    assert len({id(reader.text_encoder) for reader in studio.readers.values()}) == 3
+        assert len({id(pipeline.components[name]) for pipeline in studio.pipelines.values()}) == 1
+    assert len({id(pipeline.text_encoder) for pipeline in studio.pipelines.values()}) == 3
 
 
 def test_when_memory_runs_out_the_encoders_are_drawn_one_after_the_other(assets):
@@ -82,7 +82,7 @@ def test_when_memory_runs_out_the_encoders_are_drawn_one_after_the_other(assets)
         if len(args[0]) > 2:  # prompt and negative prompt of one encoder
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    hook = studio.readers["CLIP"].unet.register_forward_pre_hook(small_memory, with_kwargs=True)
+    hook = studio.pipelines["CLIP"].unet.register_forward_pre_hook(small_memory, with_kwargs=True)
     frames = list(studio.draw(settings))
     hook.remove()
     assert not studio.batched
@@ -96,7 +96,7 @@ def test_when_memory_runs_out_the_encoders_are_drawn_one_after_the_other(assets)
 
 def test_closing_the_iterator_stops_the_denoising_loop(studio):
     calls = []
-    hook = studio.readers["CLIP"].unet.register_forward_hook(lambda *_: calls.append(1))
+    hook = studio.pipelines["CLIP"].unet.register_forward_hook(lambda *_: calls.append(1))
     frames = studio.draw(Settings(LONG, steps=100))
     next(frames)
     frames.close()
@@ -143,7 +143,7 @@ def test_real_weights_are_loaded_once_with_one_encoder_more_for_each_title(tmp_p
     weights = Weights(str(tmp_path / "sdxl"), str(tmp_path / "tulip"), str(tmp_path / "longclip"), device="cpu")
     studio = Studio(weights)
     for name in (*SHARED, "text_encoder_2"):
-        assert len({id(reader.components[name]) for reader in studio.readers.values()}) == 1
+        assert len({id(pipeline.components[name]) for pipeline in studio.pipelines.values()}) == 1
     assert not studio.batched  # on a CPU
     prompt = tiny_sdxl.words(300)
     unseen = {title: len(words.split()) for title, words in studio.unseen(Settings(prompt)).items()}

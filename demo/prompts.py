@@ -36,7 +36,7 @@ PROSE = (
 )
 
 
-def world_examples() -> list[str]:
+def world_prompts() -> list[str]:
     """Prompts of the embedded family's world, always the same ones."""
     import numpy as np
 
@@ -64,7 +64,7 @@ def random_prompt(world: bool) -> str:
     return write_caption(rng, random_scene(rng, int(rng.integers(3, 17))), references=references).text
 
 
-def prose_examples() -> list[str]:
+def prose_prompts() -> list[str]:
     """One description in natural prose, told at four lengths; a word and a half makes about two tokens."""
     texts = list(accumulate(PROSE, "{} {}".format))
     return [min(texts, key=lambda text: abs(len(text.split()) * 1.2 - size)) for size in SIZES]

@@ -30,7 +30,7 @@ from tulip_diffusion.scenes.grammar import parse_caption, write_caption
 from tulip_diffusion.scenes.read_out import ReadOut, head_accuracies, sentence_targets
 from tulip_diffusion.scenes.render import random_scene, render, render_array
 from tulip_diffusion.tokenization import load_tokenizer
-from tulip_diffusion.training.captions import tokenize_sentences
+from tulip_diffusion.training.cutting import tokenize_sentences
 from tulip_diffusion.training.embedded import clip, export, unet, vae
 from tulip_diffusion.training.embedded.steps import train
 from tulip_diffusion.training.embedded.tokenizer import build_tokenizer

@@ -11,9 +11,9 @@ from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.positions import LONGCLIP_KEEP
 
 from .batches import long_batch, pad_ids, padding_id
-from .captions import CaptionCutter
 from .config import FinetuneArguments, LongCLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features
+from .cutting import CaptionCutter
 from .kernels import settle_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components

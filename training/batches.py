@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
 
-from .captions import CaptionCutter, CutCaption
+from .cutting import CaptionCutter, CutCaption
 from .stage import Chunk
 
 Batch = dict[str, Tensor]

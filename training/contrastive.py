@@ -23,10 +23,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
 
-from .captions import CaptionCutter
 from .config import ContrastiveArguments
+from .cutting import CaptionCutter
 from .stage import Chunk, Figures, Stage
-from .student import StudentReader, TextStates, check_vocabulary, origins_of, prepare_tower, unprefixed
+from .student import TextStates, TwoTexts, check_vocabulary, origins_of, prepare_tower, unprefixed
 from .towers import PairRows, image_processor, join_positions, save_image_tower
 
 LOGIT_SCALE_LIMIT = math.log(100)  # CLIP's clamp
@@ -34,8 +34,8 @@ LOGIT_SCALE_LIMIT = math.log(100)  # CLIP's clamp
 Features = dict[str, Tensor]  # unit vectors of a batch, (pairs, dim): "image", "long", "short"
 
 
-class Reading(NamedTuple):
-    """What both towers say of a chunk."""
+class TowerOutputs(NamedTuple):
+    """Both towers' outputs for a chunk."""
 
     image_embeds: Tensor
     text: TextStates
@@ -61,7 +61,7 @@ class TwoTowers(nn.Module):
 
     def __init__(self, text: nn.Module, image: nn.Module, logit_scale: float):
         super().__init__()
-        self.reader = StudentReader(text)  # type: ignore[arg-type]
+        self.reader = TwoTexts(text)  # type: ignore[arg-type]  # its name is in runs' checkpoints
         self.image = image
         self.logit_scale = nn.Parameter(torch.tensor([logit_scale]))  # one row: FSDP cannot shard a scalar
         self.mean, self.std = (
@@ -79,10 +79,10 @@ class TwoTowers(nn.Module):
         short_ids: Tensor,
         long_ids: Tensor | None = None,
         long_mask: Tensor | None = None,
-    ) -> Reading:
+    ) -> TowerOutputs:
         """Images (pairs, 3, height, width) and their texts' ids, read by both towers."""
         image_embeds = self.image(self.normalised(pixel_values)).image_embeds
-        return Reading(image_embeds, self.reader(short_ids, long_ids, long_mask), self.logit_scale.exp())
+        return TowerOutputs(image_embeds, self.reader(short_ids, long_ids, long_mask), self.logit_scale.exp())
 
 
 class ContrastiveStage(Stage):
@@ -120,17 +120,19 @@ class ContrastiveStage(Stage):
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         """The loss of all pairs of all processes."""
 
-    def extra_loss(self, reading: Reading, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+    def extra_loss(
+        self, outputs: TowerOutputs, chunk: Chunk, accelerator: Accelerator
+    ) -> tuple[Tensor | float, Figures]:
         """What is a mean over captions and so needs no other chunk's features."""
         return 0.0, {}
 
-    def read(self, module: nn.Module, chunk: Chunk) -> tuple[Reading, Features]:
+    def embed(self, module: nn.Module, chunk: Chunk) -> tuple[TowerOutputs, Features]:
         """Both towers' outputs for a chunk, and of these the unit vectors that the loss compares."""
-        reading = module(chunk["pixel_values"], chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
-        features = {"image": reading.image_embeds, "short": reading.text.short_embeds}
-        if reading.text.long_embeds is not None:
-            features["long"] = reading.text.long_embeds
-        return reading, {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
+        outputs = module(chunk["pixel_values"], chunk["short_ids"], chunk.get("long_ids"), chunk.get("long_mask"))
+        features = {"image": outputs.image_embeds, "short": outputs.text.short_embeds}
+        if outputs.text.long_embeds is not None:
+            features["long"] = outputs.text.long_embeds
+        return outputs, {name: F.normalize(value.float(), dim=-1) for name, value in features.items()}
 
     def prepare(self, module: nn.Module, chunks: list[Chunk], accelerator: Accelerator) -> list[Chunk]:
         """Give every chunk the gradient of its features, from a first pass without a graph. One chunk needs none.
@@ -142,11 +144,11 @@ class ContrastiveStage(Stage):
         parts: list[Features] = []
         for chunk in chunks:
             with torch.no_grad():
-                reading, features = self.read(module, chunk)
+                outputs, features = self.embed(module, chunk)
             if chunk["captions"]:
                 parts.append(features)  # alone: token states of a whole batch would fill the memory
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        gradients = self.gradients(whole, reading.logit_scale, accelerator)
+        gradients = self.gradients(whole, outputs.logit_scale, accelerator)
         return [
             chunk | {"gradients": gradients.of(rows)} for chunk, rows in zip(chunks, chunk_slices(chunks), strict=True)
         ]
@@ -165,15 +167,15 @@ class ContrastiveStage(Stage):
 
     def loss(self, module: nn.Module, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor, Figures]:
         """A scalar whose gradient is the chunk's part of the batch's loss."""
-        reading, features = self.read(module, chunk)
-        gradients = chunk.get("gradients") or self.gradients(features, reading.logit_scale, accelerator)
+        outputs, features = self.embed(module, chunk)
+        gradients = chunk.get("gradients") or self.gradients(features, outputs.logit_scale, accelerator)
         # The loop takes the mean over all captions. Every chunk adds the scale's whole gradient, but of the features'
         # only that of its own captions, which therefore counts `parts` times.
         parts = self.arguments.batch_size / len(features["image"])
-        surrogate = (reading.logit_scale * gradients.scale).sum()
+        surrogate = (outputs.logit_scale * gradients.scale).sum()
         for name, value in features.items():
             surrogate = surrogate + parts * (value * gradients.features[name]).sum()
-        extra, figures = self.extra_loss(reading, chunk, accelerator)
+        extra, figures = self.extra_loss(outputs, chunk, accelerator)
         figures = {"loss": gradients.loss + extra, **gradients.figures, **figures}
         return surrogate + extra, figures
 

@@ -24,14 +24,14 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.provenance import weights_hash
 
 from .batches import CutRow, CutRows, long_batch, padding_id, short_batch, sub_caption_batch
-from .captions import CaptionCutter, caption_cutter
 from .config import DistillArguments, Sources
+from .cutting import CaptionCutter, caption_cutter
 from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage, total_steps
 from .losses import POOLED_LOSSES
 from .stage import Chunk, Figures, Stage
 from .student import (
-    StudentReader,
+    TwoTexts,
     check_vocabulary,
     hidden_figures,
     long_pooled_error,
@@ -105,7 +105,7 @@ class Distillation(Stage):
         self.student.get_input_embeddings().requires_grad_(not arguments.freeze_token_embedding)
         use_kernels(teacher, arguments)
         self.teacher = Teacher(teacher, arguments.objective, arguments.subset_choice == "most-moving")
-        self.module = StudentReader(self.student)
+        self.module = TwoTexts(self.student)
         self.cutter = self.build_cutter()
         with_long = not self.paper and arguments.length > self.teacher.window
         if with_long:

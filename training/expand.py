@@ -20,9 +20,9 @@ from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
 from .batches import long_batch, padding_id, short_batch, sub_caption_batch
-from .captions import caption_cutter
 from .config import ExpandArguments, Sources
-from .contrastive import ContrastiveStage, Features, Reading
+from .contrastive import ContrastiveStage, Features, TowerOutputs
+from .cutting import caption_cutter
 from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
@@ -124,13 +124,15 @@ class Expansion(ContrastiveStage):
         weight = self.arguments.short_weight
         return weight * short + (1 - weight) * long, {"short_loss": short.detach(), "long_loss": long.detach()}
 
-    def extra_loss(self, reading: Reading, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+    def extra_loss(
+        self, outputs: TowerOutputs, chunk: Chunk, accelerator: Accelerator
+    ) -> tuple[Tensor | float, Figures]:
         """The anchor: how far the token states that SDXL reads have moved from the teacher's."""
         if not self.anchored:
             return 0.0, {}
         with accelerator.autocast():
             targets = self.teacher.targets(chunk)
-        terms = hidden_figures(reading.text, targets, chunk)
+        terms = hidden_figures(outputs.text, targets, chunk)
         total = torch.stack(list(terms.values())).sum()
         return self.arguments.anchor_weight * total, terms
 

@@ -32,9 +32,9 @@ from tulip_diffusion.models.positions import LONGCLIP_KEEP
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
 from .batches import long_batch, padding_id, short_batch, sub_caption_batch
-from .captions import caption_cutter
 from .config import FineLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features, TwoTowers
+from .cutting import caption_cutter
 from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
@@ -68,8 +68,8 @@ def slot_penalty(refined: Tensor) -> Tensor:
     return (cosines.square() - torch.eye(slots.shape[1], device=slots.device)).clamp(min=0).mean()
 
 
-class FineReading(NamedTuple):
-    """What both towers and the refinement say of a chunk."""
+class FineOutputs(NamedTuple):
+    """The outputs of both towers and of the refinement for a chunk."""
 
     image_tokens: Tensor  # (pairs, slots + 1, dim), unit vectors, the global token last
     text_tokens: Tensor
@@ -86,7 +86,7 @@ class FineTowers(TwoTowers):
 
     def forward(  # type: ignore[override]
         self, pixel_values: Tensor, long_ids: Tensor, long_mask: Tensor, short_ids: Tensor | None = None
-    ) -> FineReading:
+    ) -> FineOutputs:
         """Refined tokens of images and long texts; with `short_ids` also the states that the anchor holds."""
         encoder = self.reader.student
         long = encoder(long_ids, attention_mask=long_mask, output_hidden_states=True)
@@ -98,11 +98,11 @@ class FineTowers(TwoTowers):
         if short_ids is not None:
             short = encoder(short_ids, output_hidden_states=True)
             states = TextStates(short.text_embeds, short.hidden_states[-2], long.text_embeds, long.hidden_states[-2])
-        return FineReading(image, text, self.logit_scale.exp(), states)
+        return FineOutputs(image, text, self.logit_scale.exp(), states)
 
 
 @dataclass(frozen=True)
-class FineLipCollate:
+class FineLIPCollate:
     """Makes a chunk of pairs: images and long texts, and with an anchor the texts that it holds in place."""
 
     pad_id: int
@@ -152,7 +152,7 @@ class FineAlignment(ContrastiveStage):
         use_kernels(towers.text_encoder, arguments)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(text, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
-        self.collate = FineLipCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
+        self.collate = FineLIPCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
         self.refinement = new_refinement(towers, arguments)
         self.module = FineTowers(self.text, self.image, towers.logit_scale, self.refinement)  # type: ignore[arg-type]
 
@@ -165,10 +165,10 @@ class FineAlignment(ContrastiveStage):
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
 
-    def read(self, module: nn.Module, chunk: Chunk) -> tuple[FineReading, Features]:  # type: ignore[override]
+    def embed(self, module: nn.Module, chunk: Chunk) -> tuple[FineOutputs, Features]:  # type: ignore[override]
         """Both towers' outputs for a chunk, and of these the refined tokens that the loss compares."""
-        reading = module(chunk["pixel_values"], chunk["long_ids"], chunk["long_mask"], chunk.get("short_ids"))
-        return reading, {"image": reading.image_tokens.float(), "long": reading.text_tokens.float()}
+        outputs = module(chunk["pixel_values"], chunk["long_ids"], chunk["long_mask"], chunk.get("short_ids"))
+        return outputs, {"image": outputs.image_tokens.float(), "long": outputs.text_tokens.float()}
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         """The triplet loss of the scores, and CLIP's own loss of the global tokens where it counts."""
@@ -180,9 +180,9 @@ class FineAlignment(ContrastiveStage):
         whole = contrastive_loss(images[:, -1], texts[:, -1], logit_scale, self.arguments.label_smoothing)
         return loss + self.arguments.global_weight * whole, figures | {"global_loss": whole.detach()}
 
-    def extra_loss(self, reading: Any, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
+    def extra_loss(self, outputs: Any, chunk: Chunk, accelerator: Accelerator) -> tuple[Tensor | float, Figures]:
         """What keeps slots apart, and the anchor where it counts."""
-        tokens = {"image": reading.image_tokens, "text": reading.text_tokens}
+        tokens = {"image": outputs.image_tokens, "text": outputs.text_tokens}
         figures = {f"{name}_slot_similarity": slot_similarity(value.detach()) for name, value in tokens.items()}
         extra: Tensor | float = 0.0
         if self.arguments.slot_penalty:
@@ -190,8 +190,8 @@ class FineAlignment(ContrastiveStage):
         if self.anchored:
             with accelerator.autocast():
                 targets = self.teacher.targets(chunk)
-            assert reading.text is not None
-            terms = hidden_figures(reading.text, targets, chunk)
+            assert outputs.text is not None
+            terms = hidden_figures(outputs.text, targets, chunk)
             extra = extra + self.arguments.anchor_weight * torch.stack(list(terms.values())).sum()
             figures |= terms
         return extra, figures

@@ -1,4 +1,4 @@
-"""The student of every stage: how it is made, made ready, read and compared with its teacher."""
+"""The student of every stage: how it is made, made ready, run and compared with its teacher."""
 
 import copy
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from .teacher import Targets
 
 
 class TextStates(NamedTuple):
-    """A student's reading of a chunk: projected pooled states and penultimate token states."""
+    """A student's outputs for a chunk: projected pooled states and penultimate token states."""
 
     short_embeds: Tensor  # (captions, projection_dim)
     short_states: Tensor  # (captions, window, width)
@@ -25,8 +25,8 @@ class TextStates(NamedTuple):
     long_states: Tensor | None = None  # (long captions, tokens, width)
 
 
-class StudentReader(nn.Module):
-    """Reads short and long texts in one call, so that a data-parallel wrapper sees one forward a chunk."""
+class TwoTexts(nn.Module):
+    """A student on short and long texts in one call, so that a data-parallel wrapper sees one forward a chunk."""
 
     def __init__(self, student: TulipTextModelWithProjection):
         super().__init__()

@@ -63,7 +63,7 @@ class Teacher:
             targets.token_states = targets.pooled.new_zeros(0, width)
             targets.long_pooled = torch.zeros_like(targets.pooled)
             if "sub_ids" in batch:
-                self.read_sub_captions(batch, targets)
+                self.add_sub_captions(batch, targets)
         return targets
 
     def penultimate(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class Teacher:
         output = self.encoder(input_ids, position_ids=position_ids, output_hidden_states=True)
         return output.hidden_states[-2].float()
 
-    def read_sub_captions(self, batch: Chunk, targets: Targets) -> None:
+    def add_sub_captions(self, batch: Chunk, targets: Targets) -> None:
         """Add the far tokens' states, and long captions' pooled targets, to `targets`."""
         read = [self.encoder(bucket, output_hidden_states=True) for bucket in batch["sub_ids"]]
         laid = torch.cat([output.hidden_states[-2].float().flatten(0, 1) for output in read])

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVi
 from tulip_diffusion.data import BadRow, CaptionData
 from tulip_diffusion.models.positions import stretch_position_embeddings
 
-from .captions import CaptionCutter, CutCaption
+from .cutting import CaptionCutter, CutCaption
 
 ROWS_TRIED = 100  # neighbours to try before the images count as missing altogether
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tulip_diffusion.training.batches import StepCollate
-from tulip_diffusion.training.captions import CutCaption
+from tulip_diffusion.training.cutting import CutCaption
 from tulip_diffusion.training.sampler import ShuffledSteps
 
 

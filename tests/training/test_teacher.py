@@ -9,11 +9,11 @@ from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.text_encoder import from_clip
 from tulip_diffusion.training import batches
 from tulip_diffusion.training.batches import long_batch, pad_ids, short_batch, sub_caption_batch
-from tulip_diffusion.training.captions import CaptionCutter
 from tulip_diffusion.training.config import DistillArguments
+from tulip_diffusion.training.cutting import CaptionCutter
 from tulip_diffusion.training.distill import Distillation, distill
 from tulip_diffusion.training.loop import build_accelerator
-from tulip_diffusion.training.student import StudentReader
+from tulip_diffusion.training.student import TwoTexts
 from tulip_diffusion.training.teacher import Teacher, most_moving_tokens
 from tulip_diffusion.training.teacher_cache import TeacherCache
 
@@ -190,7 +190,7 @@ def test_a_long_texts_pooled_target_is_its_sub_captions_mean_direction_at_their_
 
 
 def test_gaps_reach_the_student_and_a_text_without_them_is_read_as_before(tokenizer, teacher):
-    student = StudentReader(copy.deepcopy(from_clip(teacher)))
+    student = TwoTexts(copy.deepcopy(from_clip(teacher)))
     cuts = [CaptionCutter(tokenizer, 248, position_gaps=gaps)(make_caption(0, 20), 0) for gaps in (0, 2048)]
     plain, spread = (long_batch([cut], 0, [0]) for cut in cuts)
     assert "long_positions" not in plain

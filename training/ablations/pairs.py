@@ -25,7 +25,7 @@ class WorldPairs(CaptionData):
         return render(self.images[index])
 
 
-def mixed_caption(rng: np.random.Generator) -> Caption:
+def ablation_caption(rng: np.random.Generator) -> Caption:
     """Three in ten fit CLIP's window, four have about 225 tokens, three have 300 to 1,000."""
     kind = rng.random()
     if kind < 0.3:
@@ -38,7 +38,9 @@ def mixed_caption(rng: np.random.Generator) -> Caption:
 def training_pairs(count: int, seed: int) -> WorldPairs:
     """`count` captioned scenes that no evaluation shows; the same for the same `seed`."""
     first = FIRST_SEED + seed * 10_000_000
-    captions = [mixed_caption(np.random.default_rng(first + number)) for number in tqdm(range(count), desc="captions")]
+    captions = [
+        ablation_caption(np.random.default_rng(first + number)) for number in tqdm(range(count), desc="captions")
+    ]
     return WorldPairs([caption.text for caption in captions], [caption.scene for caption in captions])
 
 

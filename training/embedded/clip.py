@@ -26,13 +26,13 @@ from .steps import train
 from .tokenizer import build_tokenizer
 
 WIDTH, LAYERS, HEADS = 128, 5, 4
-TOWERS = {  # SDXL's two: activation, and the token that pads
+SLOTS = {  # SDXL's two: activation, and the token that pads
     "l": {"hidden_act": "quick_gelu", "pad_token": "<|endoftext|>"},
     "g": {"hidden_act": "gelu", "pad_token": "!"},
 }
 
 
-def build_clip(tower: str, tokenizer: CLIPTokenizer) -> CLIPModel:
+def build_clip(slot: str, tokenizer: CLIPTokenizer) -> CLIPModel:
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -40,7 +40,7 @@ def build_clip(tower: str, tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "max_position_embeddings": 77,
-        "hidden_act": TOWERS[tower]["hidden_act"],
+        "hidden_act": SLOTS[slot]["hidden_act"],
         "projection_dim": WIDTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -61,7 +61,7 @@ def build_clip(tower: str, tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel._from_config(config, attn_implementation="eager")
 
 
-class Towers(nn.Module):
+class ClipWithHeads(nn.Module):
     """A CLIP model and the heads that read its states."""
 
     def __init__(self, clip: CLIPModel):
@@ -86,7 +86,7 @@ def scene_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
     return torch.tensor(kinds), torch.tensor(tints)
 
 
-class TowerBatches:
+class ClipBatches:
     """Step number to what the loss needs: pictures, token ids, where sentences end, what they and the places hold."""
 
     def __init__(self, tokenizer: CLIPTokenizer, data: SceneDataset, first: int, size: int):
@@ -101,8 +101,8 @@ class TowerBatches:
         return {"pictures": pictures, "ids": ids, "where": where, "what": what, "kinds": kinds, "tints": tints}
 
 
-def towers_loss(towers: Towers, batch: dict[str, Tensor]) -> Tensor:
-    clip = towers.clip
+def clip_loss(model: ClipWithHeads, batch: dict[str, Tensor]) -> Tensor:
+    clip = model.clip
     text = clip.text_model(input_ids=batch["ids"], output_hidden_states=True)
     vision = clip.vision_model(pixel_values=normalised(batch["pictures"]))
     text_embeds = F.normalize(clip.text_projection(text.pooler_output).float(), dim=-1)
@@ -112,24 +112,24 @@ def towers_loss(towers: Towers, batch: dict[str, Tensor]) -> Tensor:
     loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
     states = text.hidden_states[-2][batch["where"][:, 0], batch["where"][:, 1]]
-    for logits, target in zip(towers.text_heads(states), batch["what"].unbind(1), strict=True):
+    for logits, target in zip(model.text_heads(states), batch["what"].unbind(1), strict=True):
         loss = loss + F.cross_entropy(logits.float(), target, ignore_index=IGNORED)
-    _, kinds, tints = towers.image_heads(vision.last_hidden_state[:, 1:])
+    _, kinds, tints = model.image_heads(vision.last_hidden_state[:, 1:])
     for logits, target in ((kinds, batch["kinds"]), (tints, batch["tints"])):
         loss = loss + F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED)
     return loss
 
 
 @torch.no_grad()
-def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> str:
+def check_clip(model: ClipWithHeads, tokenizer: CLIPTokenizer, count: int = 256) -> str:
     """Read-out accuracy at sentence ends and retrieval among `count` held-out captions."""
     pictures, captions = SceneDataset(count, "validation").batch(0, count)
     ids = tokenizer(
         [caption.text for caption in captions], padding=True, truncation=True, return_tensors="pt"
     ).input_ids
-    clip = towers.clip
+    clip = model.clip
     text = clip.text_model(input_ids=ids.to(clip.device), output_hidden_states=True)
-    found = head_accuracies(towers.text_heads, text.hidden_states[-2], captions)
+    found = head_accuracies(model.text_heads, text.hidden_states[-2], captions)
     text_embeds = F.normalize(clip.text_projection(text.pooler_output), dim=-1)
     vision = clip.vision_model(pixel_values=normalised(pictures.to(clip.device)))
     image_embeds = F.normalize(clip.visual_projection(vision.pooler_output), dim=-1)
@@ -137,19 +137,19 @@ def check_towers(towers: Towers, tokenizer: CLIPTokenizer, count: int = 256) -> 
     return " ".join(f"{name} {share:.3f}" for name, share in {**found, "R@1": recall}.items())
 
 
-def load_towers(folder: Path) -> tuple[Towers, CLIPTokenizer]:
-    towers = Towers(CLIPModel.from_pretrained(folder))
+def load_clip_with_heads(folder: Path) -> tuple[ClipWithHeads, CLIPTokenizer]:
+    model = ClipWithHeads(CLIPModel.from_pretrained(folder))
     heads = load_file(folder / "heads.safetensors")
-    missing, unexpected = towers.load_state_dict(heads, strict=False)
+    missing, unexpected = model.load_state_dict(heads, strict=False)
     assert not unexpected and all(name.startswith("clip.") for name in missing)
-    return towers.eval(), CLIPTokenizer.from_pretrained(folder)
+    return model.eval(), CLIPTokenizer.from_pretrained(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tower", choices=TOWERS)
-    parser.add_argument("--out", type=Path, default=None, help="default: outputs/embedded/clip-TOWER")
-    parser.add_argument("--start", type=Path, help="folder of a trained tower whose weights to start from")
+    parser.add_argument("slot", choices=SLOTS, help="of SDXL's two: the first (l) or the second (g)")
+    parser.add_argument("--out", type=Path, default=None, help="default: outputs/embedded/clip-SLOT")
+    parser.add_argument("--start", type=Path, help="folder of a trained one whose weights to start from")
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
@@ -157,29 +157,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default=best_device())
     parser.add_argument("--workers", type=int, default=0, help="processes that make scenes ahead of time")
     options = parser.parse_args(arguments)
-    folder = options.out or Path(f"outputs/embedded/clip-{options.tower}")
-    torch.manual_seed(options.seed + ord(options.tower))
-    tokenizer = build_tokenizer(pad_token=TOWERS[options.tower]["pad_token"])
-    towers = Towers(build_clip(options.tower, tokenizer))
+    folder = options.out or Path(f"outputs/embedded/clip-{options.slot}")
+    torch.manual_seed(options.seed + ord(options.slot))
+    tokenizer = build_tokenizer(pad_token=SLOTS[options.slot]["pad_token"])
+    model = ClipWithHeads(build_clip(options.slot, tokenizer))
     if options.start:
-        towers.load_state_dict(load_towers(options.start)[0].state_dict())
-    first = (options.seed * 2 + list(TOWERS).index(options.tower)) * 10_000_000
+        model.load_state_dict(load_clip_with_heads(options.start)[0].state_dict())
+    first = (options.seed * 2 + list(SLOTS).index(options.slot)) * 10_000_000
     data = SceneDataset(first + 10_000_000, write=functools.partial(window_caption, dangling=0.15))
     train(
-        towers.to(options.device),
-        TowerBatches(tokenizer, data, first, options.batch),
-        functools.partial(towers_loss, towers),
+        model.to(options.device),
+        ClipBatches(tokenizer, data, first, options.batch),
+        functools.partial(clip_loss, model),
         folder,
         options.steps,
         options.learning_rate,
         weight_decay=0.05,
         workers=options.workers,
-        check=functools.partial(check_towers, towers, tokenizer),
+        check=functools.partial(check_clip, model, tokenizer),
         check_every=100,
     )
-    towers.clip.save_pretrained(folder)
+    model.clip.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    heads = {name: weight for name, weight in towers.state_dict().items() if not name.startswith("clip.")}
+    heads = {name: weight for name, weight in model.state_dict().items() if not name.startswith("clip.")}
     save_file(heads, folder / "heads.safetensors")
 
 

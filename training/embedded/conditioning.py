@@ -1,4 +1,4 @@
-"""What the UNet is trained on: latents and the states of both CLIP towers, and what stands for "no prompt"."""
+"""What the UNet is trained on: latents and the states of both CLIPs, and what stands for "no prompt"."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tulip_diffusion.devices import fast_bfloat16
 from tulip_diffusion.scenes.dataset import SceneDataset
 
-from .clip import load_towers
+from .clip import load_clip_with_heads
 from .steps import Steps
 from .unet_texts import unrelated_text
 
@@ -23,14 +23,14 @@ UNRELATED_TEXTS = 1024  # encoded for each shard
 
 
 class Encoder:
-    """Both CLIP towers and the VAE, frozen: what the UNet is trained on."""
+    """Both CLIPs and the VAE, frozen: what the UNet is trained on."""
 
     def __init__(self, folder: Path, device: str = "cpu"):
         self.device = device
         self.vae = AutoencoderKL.from_pretrained(folder / "vae").eval().to(device)
-        towers = [load_towers(folder / f"clip-{name}") for name in ("l", "g")]
-        self.towers = [clip.to(device) for clip, _ in towers]
-        self.tokenizers = [tokenizer for _, tokenizer in towers]
+        loaded = [load_clip_with_heads(folder / f"clip-{name}") for name in ("l", "g")]
+        self.models = [model.to(device) for model, _ in loaded]
+        self.tokenizers = [tokenizer for _, tokenizer in loaded]
         mean, std = self.vae.config.latents_mean, self.vae.config.latents_std
         self.mean, self.std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
 
@@ -41,12 +41,12 @@ class Encoder:
 
     @torch.no_grad()
     def text(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """SDXL's reading: penultimate states of both towers (batch, 77, 2 * width), pooled from the second."""
+        """What SDXL reads: penultimate states of both text towers (batch, 77, 2 * width), pooled from the second."""
         states = []
-        for towers, slot in zip(self.towers, ids, strict=True):
+        for model, own in zip(self.models, ids, strict=True):
             with torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-                text = towers.clip.text_model(input_ids=slot.to(self.device), output_hidden_states=True)
-                pooled = towers.clip.text_projection(text.pooler_output)
+                text = model.clip.text_model(input_ids=own.to(self.device), output_hidden_states=True)
+                pooled = model.clip.text_projection(text.pooler_output)
             states.append(text.hidden_states[-2].float())
         return torch.cat(states, dim=-1), pooled.float()
 
@@ -72,12 +72,12 @@ class NoPrompt:
     def rows(self, size: int, step: int) -> Tensor:
         """For every picture of step `step` a row of `texts`' states, or -1 for its own caption; (size,)."""
         generator = torch.Generator().manual_seed(step)
-        draw = torch.rand(size, generator=generator)
+        chance = torch.rand(size, generator=generator)
         unrelated = torch.randint(2, 2 + UNRELATED_TEXTS, (size,), generator=generator)
         row = torch.full((size,), -1)
-        row[draw < self.zeros + self.empty + self.unrelated] = 0
-        row[draw < self.empty + self.unrelated] = 1
-        return torch.where(draw < self.unrelated, unrelated, row)
+        row[chance < self.zeros + self.empty + self.unrelated] = 0
+        row[chance < self.empty + self.unrelated] = 1
+        return torch.where(chance < self.unrelated, unrelated, row)
 
     def states(self, encoder: Encoder, number: int) -> tuple[Tensor, Tensor]:
         """Token states and pooled vectors of zeros, of the empty text and of unrelated texts, in this order."""

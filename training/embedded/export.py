@@ -55,14 +55,12 @@ def main(arguments: list[str] | None = None) -> None:
     AutoencoderKL.from_pretrained(folder / "vae").half().save_pretrained(out / "vae")
     UNet2DConditionModel.from_pretrained(folder / "unet").half().save_pretrained(out / "unet")
     build_scheduler().save_pretrained(out / "scheduler")
-    for tower, suffix in (("l", ""), ("g", "_2")):
-        source = folder / f"clip-{tower}"
+    for slot, suffix in (("l", ""), ("g", "_2")):
+        source = folder / f"clip-{slot}"
         CLIPTokenizer.from_pretrained(source).save_pretrained(out / f"tokenizer{suffix}")
         heads = {k.removeprefix("text_heads."): v.half() for k, v in load_file(source / "heads.safetensors").items()}
         (out / "read_out").mkdir(exist_ok=True)
-        save_file(
-            {k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{tower}.safetensors"
-        )
+        save_file({k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{slot}.safetensors")
     image_tower(folder / "clip-g").half().save_pretrained(out / "image_encoder_2")
     for name in ("clip", "longclip", "clip-finetuned", "finelip", "tulip-paper", "tulip"):
         first, second = folder / f"{name}-l", folder / f"{name}-g"

@@ -1,4 +1,4 @@
-"""Stage 1 for the embedded towers, on captions whose references are known.
+"""Stage 1 for the embedded text encoders, on captions whose references are known.
 
 `tulip-diffusion train distill` draws random subsets of sentences as what the teacher reads beyond its window. Here the
 grammar tells what refers to what, so a sentence is only matched in subsets that hold all it refers to: otherwise the
@@ -17,12 +17,12 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.training import loading
-from tulip_diffusion.training.captions import (
+from tulip_diffusion.training.config import DistillArguments
+from tulip_diffusion.training.cutting import (
     CaptionCutter,
     SubCaption,
     TokenizedCaption,
 )
-from tulip_diffusion.training.config import DistillArguments
 from tulip_diffusion.training.distill import Distillation
 from tulip_diffusion.training.loop import build_accelerator, run_stage
 from tulip_diffusion.training.student import new_student
@@ -88,9 +88,9 @@ class ReferenceDistillation(Distillation):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tower", choices=("l", "g"))
+    parser.add_argument("slot", choices=("l", "g"), help="of SDXL's two")
     parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"), help="holds clip-l, clip-g, captions")
-    parser.add_argument("--student", type=Path, help="an encoder to start from, of this tower or of the other")
+    parser.add_argument("--student", type=Path, help="an encoder to start from, of this slot or of the other")
     parser.add_argument("--captions", type=Path, help="default: captions/captions.jsonl in the folder")
     parser.add_argument("--out", type=Path, help="default: tulip-TOWER in the folder")
     parser.add_argument("--steps", type=int, default=400)
@@ -104,16 +104,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     device = best_device()
     bfloat16 = fast_bfloat16(device)
-    teacher_folder = options.folder / f"clip-{options.tower}"
+    teacher_folder = options.folder / f"clip-{options.slot}"
     settings = DistillArguments(
-        output_dir=str(options.out or options.folder / f"tulip-{options.tower}"),
+        output_dir=str(options.out or options.folder / f"tulip-{options.slot}"),
         steps=options.steps,
         batch_size=options.batch,
         learning_rate=options.learning_rate,
         weight_decay=0.01,
         warmup_steps=30,
         length=options.length,
-        pad="eos" if options.tower == "l" else "zero",
+        pad="eos" if options.slot == "l" else "zero",
         freeze_token_embedding=False,
         position_gaps=options.position_gaps,
         mixed_precision="bf16" if bfloat16 else "no",
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
     teacher = loading.text_encoder(str(teacher_folder))
     student = None
-    if options.student:  # weights alone: the towers differ in activation and pads
+    if options.student:  # weights alone: the two differ in activation and pads
         student = new_student(teacher, settings)
         student.load_state_dict(TulipTextModelWithProjection.from_pretrained(options.student).state_dict())
     accelerator = build_accelerator(settings)

@@ -11,40 +11,40 @@ from transformers import CLIPModel, CLIPTokenizer
 from tulip_diffusion.embedded import ASSETS
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
-from .clip import Towers, build_clip
+from .clip import ClipWithHeads, build_clip
 
-SLOTS = {"l": "", "g": "_2"}
+SUFFIXES = {"l": "", "g": "_2"}
 
 
-def unpack_clip(assets: Path, tower: str, target: Path) -> CLIPModel:
+def unpack_clip(assets: Path, slot: str, target: Path) -> CLIPModel:
     """A whole CLIP with its read-out heads.
 
     Where the assets lack a part (the first slot's projection and image tower, the logit scale), it is a new model's.
     """
     torch.manual_seed(0)
-    suffix = SLOTS[tower]
+    suffix = SUFFIXES[slot]
     tokenizer = CLIPTokenizer.from_pretrained(assets / f"tokenizer{suffix}")
-    towers = Towers(build_clip(tower, tokenizer))
+    model = ClipWithHeads(build_clip(slot, tokenizer))
     weights = load_file(assets / "encoders" / "clip" / f"text_encoder{suffix}" / "model.safetensors")
-    if tower == "g":
+    if slot == "g":
         weights |= load_file(assets / "image_encoder_2" / "model.safetensors")
-    heads = load_file(assets / "read_out" / f"{tower}.safetensors")
+    heads = load_file(assets / "read_out" / f"{slot}.safetensors")
     named = {f"clip.{name}": weight for name, weight in weights.items()}
     named |= {f"text_heads.{name}": weight for name, weight in heads.items()}
-    _, unexpected = towers.load_state_dict({name: weight.float() for name, weight in named.items()}, strict=False)
+    _, unexpected = model.load_state_dict({name: weight.float() for name, weight in named.items()}, strict=False)
     assert not unexpected, unexpected
-    towers.clip.save_pretrained(target)
+    model.clip.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    rest = {name: weight for name, weight in towers.state_dict().items() if not name.startswith("clip.")}
+    rest = {name: weight for name, weight in model.state_dict().items() if not name.startswith("clip.")}
     save_file(rest, target / "heads.safetensors")
-    return towers.clip
+    return model.clip
 
 
-def unpack_student(assets: Path, tower: str, teacher: CLIPModel, target: Path) -> None:
+def unpack_student(assets: Path, slot: str, teacher: CLIPModel, target: Path) -> None:
     """The TULIP encoder of one slot, with its teacher's projection where it ships without one."""
-    source = assets / "encoders" / "tulip" / f"text_encoder{SLOTS[tower]}"
+    source = assets / "encoders" / "tulip" / f"text_encoder{SUFFIXES[slot]}"
     student = TulipTextModelWithProjection.from_pretrained(source, dtype=torch.float32)
-    if tower == "l":
+    if slot == "l":
         student.text_projection.load_state_dict(teacher.text_projection.state_dict())
     student.save_pretrained(target)
 
@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     AutoencoderKL.from_pretrained(options.assets / "vae").float().save_pretrained(options.out / "vae")
     UNet2DConditionModel.from_pretrained(options.assets / "unet").float().save_pretrained(options.out / "unet")
-    for tower in SLOTS:
-        clip = unpack_clip(options.assets, tower, options.out / f"clip-{tower}")
-        unpack_student(options.assets, tower, clip, options.out / f"tulip-{tower}")
+    for slot in SUFFIXES:
+        clip = unpack_clip(options.assets, slot, options.out / f"clip-{slot}")
+        unpack_student(options.assets, slot, clip, options.out / f"tulip-{slot}")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_P
     "${NEGATIVES[@]}" "${scenes[@]}"
 
 # Encoders for its two slots that read further, and what they are compared with.
-part captions --out "$FOLDER/captions" --count 20000
-part captions --out "$FOLDER/captions-referring" --count 10000 --references 0.6
-part captions --out "$FOLDER/captions-far" --count 7500 --references 0.4 --seed "$((SEED + 9))"
+part pairs --out "$FOLDER/captions" --count 20000
+part pairs --out "$FOLDER/captions-referring" --count 10000 --references 0.6
+part pairs --out "$FOLDER/captions-far" --count 7500 --references 0.4 --seed "$((SEED + 9))"
 for tower in l g; do
     pad=$([ "$tower" = l ] && echo eos || echo zero)
     common=(--teacher "$FOLDER/clip-$tower" --tokenizer "$FOLDER/clip-$tower" --data "$FOLDER/captions/captions.jsonl"

@@ -24,7 +24,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .checkpoint_files import Checkpoint, Source, in_one_line, open_checkpoint
-from .layouts import Towers, openai_name, published_activation, rope_parameters, to_openai, to_transformers
+from .layouts import TowerWeights, openai_name, published_activation, rope_parameters, to_openai, to_transformers
 from .positions import is_tulip
 from .text_encoder import TulipTextConfig, TulipTextModelWithProjection, align_weights, projecting_class
 
@@ -165,7 +165,7 @@ def _trained_logit_scale(folder: Path) -> float | None:
 
 def _towers(
     checkpoint: Checkpoint, layout: str, subfolder: str | None, rope: str | None, config: dict[str, Any]
-) -> Towers:
+) -> TowerWeights:
     """`checkpoint` in transformers' names, with what is known of its configuration."""
     if rope is None and "rope_parameters" in config:
         rope = "released"  # whatever they say, it is TULIP's
@@ -192,7 +192,7 @@ def _towers(
 
 
 def _text_encoder(
-    checkpoint: Checkpoint, towers: Towers, dtype: torch.dtype, rope: str | None, config: dict[str, Any]
+    checkpoint: Checkpoint, towers: TowerWeights, dtype: torch.dtype, rope: str | None, config: dict[str, Any]
 ) -> TextEncoder:
     if not towers.text:
         raise ValueError(f"{checkpoint.name} has no text tower.")
@@ -210,7 +210,7 @@ def _text_encoder(
     return _build(projecting_class(fields), fields, weights, checkpoint.name, towers, dtype)
 
 
-def _text_config(checkpoint: Checkpoint, towers: Towers, told: dict[str, Any]) -> CLIPTextConfig:
+def _text_config(checkpoint: Checkpoint, towers: TowerWeights, told: dict[str, Any]) -> CLIPTextConfig:
     """The text tower's configuration: that of its folder, or one beside the file, or else what the shapes tell."""
     declared = checkpoint.config
     if declared is None and towers.layout in ("transformers", "open_clip"):
@@ -232,7 +232,7 @@ def _text_config(checkpoint: Checkpoint, towers: Towers, told: dict[str, Any]) -
 
 
 def _image_encoder(
-    checkpoint: Checkpoint, towers: Towers, dtype: torch.dtype, config: dict[str, Any]
+    checkpoint: Checkpoint, towers: TowerWeights, dtype: torch.dtype, config: dict[str, Any]
 ) -> CLIPVisionModelWithProjection:
     told = {**checkpoint.said.get("image", {}), **config}
     declared = checkpoint.config or (checkpoint.beside if towers.layout in ("transformers", "open_clip") else None)
@@ -290,7 +290,7 @@ def _build(
     config: PreTrainedConfig,
     weights: dict[str, Tensor],
     name: str,
-    towers: Towers,
+    towers: TowerWeights,
     dtype: torch.dtype,
 ) -> Any:
     def in_file(keys: Iterable[str]) -> list[str]:

@@ -82,7 +82,7 @@ TRANSPOSED = {"text_projection": "text_projection.weight", "proj": "visual_proje
 
 
 @dataclass
-class Towers:
+class TowerWeights:
     """A checkpoint in transformers' names: what to build, and the weights to put in.
 
     `text` fits a `CLIPTextModelWithProjection`, or a `TulipTextModelWithProjection` where `text_config` has a
@@ -167,7 +167,7 @@ def _positions_never_trained(optimizer: Any) -> bool:
 
 def to_transformers(
     checkpoint: Mapping[str, Any], layout: str = "auto", subfolder: str | None = None, rope: str | None = None
-) -> Towers:
+) -> TowerWeights:
     """Rename a loaded checkpoint's tensors to transformers' names and read the configuration off their shapes.
 
     `subfolder` chooses one of several text encoders in the file, "text_encoder" (the default) or "text_encoder_2". A
@@ -189,7 +189,7 @@ def to_transformers(
     return _openai_names(state, layout, rope or "released")
 
 
-def _one_of_several(state: dict[str, Tensor], subfolder: str | None, rope: str | None) -> Towers:
+def _one_of_several(state: dict[str, Tensor], subfolder: str | None, rope: str | None) -> TowerWeights:
     """The chosen text encoder of a file that holds several, or one among the parts of a pipeline."""
     prefixes = text_prefixes(state)
     slots = {prefix: PIPELINE_ENCODERS.get(prefix, ("text_encoder", None)) for prefix in prefixes}
@@ -228,7 +228,7 @@ def _from_around(beside: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return around
 
 
-def _openai_names(state: dict[str, Tensor], layout: str, rope: str) -> Towers:
+def _openai_names(state: dict[str, Tensor], layout: str, rope: str) -> TowerWeights:
     text = {key: value for key, value in state.items() if re.match(TEXT_TOWER, key)}
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     beside = {key for key in state if re.match(BESIDE_TOWERS, key)}
@@ -245,7 +245,7 @@ def _openai_names(state: dict[str, Tensor], layout: str, rope: str) -> Towers:
         positions = _tulip_positions(text, layout, rope, stage_two)
     hidden_act = "quick_gelu" if layout in ("openai", "longclip", "finelip") else "gelu"
     renamed = _from_openai(text, TEXT_NAMES, "text_model")
-    towers = Towers(layout, renamed, {**text_config(renamed), "hidden_act": hidden_act, **positions})
+    towers = TowerWeights(layout, renamed, {**text_config(renamed), "hidden_act": hidden_act, **positions})
     if "proj" in image and "conv1.weight" in image:  # a ViT; transformers has no CLIP with a ResNet
         towers.image = _from_openai(image, IMAGE_NAMES, "vision_model")
         towers.image_config = {**image_config(towers.image), "hidden_act": hidden_act}
@@ -285,7 +285,7 @@ def rope_parameters(rope: str) -> dict[str, Any]:
     return known[rope]
 
 
-def _transformers(state: dict[str, Tensor], rope: str | None) -> Towers:
+def _transformers(state: dict[str, Tensor], rope: str | None) -> TowerWeights:
     bare = ("embeddings.", "encoder.", "final_layer_norm.")  # CLIPTextModel, saved without its prefix
     state = {f"text_model.{key}" if key.startswith(bare) else key: value for key, value in state.items()}
     if "text_projection" in state:  # as OpenAI's names have it
@@ -294,7 +294,7 @@ def _transformers(state: dict[str, Tensor], rope: str | None) -> Towers:
         state.pop(f"{tower}.embeddings.position_ids", None)  # a buffer in files of older versions
     logit_scale = state.pop("logit_scale", None)
     image = {key: state.pop(key) for key in list(state) if key.startswith(("vision_model.", "visual_projection."))}
-    towers = Towers("transformers", text=state, image=image, logit_scale=logit_scale)
+    towers = TowerWeights("transformers", text=state, image=image, logit_scale=logit_scale)
     if state:  # what else there is goes with the text tower, whose model will not know it
         towers.text_config = text_config(state) | _transformers_positions(state, rope)
     if image:

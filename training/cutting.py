@@ -31,7 +31,7 @@ class TokenizedCaption:
         return [token for sentence in self.sentences for token in sentence]
 
     @property
-    def places(self) -> list[int]:
+    def starts(self) -> list[int]:
         """Where each sentence starts in the caption, whose BOS is at 0."""
         starts = [1]
         for sentence in self.sentences:
@@ -174,13 +174,13 @@ class CaptionCutter:
         room = generator.randint(0, max(0, self.position_gaps - tokens))
         shifts = sorted(generator.randint(0, room) for _ in tokenized.sentences)
         positions = [0]
-        for place, ids, shift in zip(tokenized.places, tokenized.sentences, shifts, strict=True):
-            positions += range(place + shift, place + shift + len(ids))
+        for start, ids, shift in zip(tokenized.starts, tokenized.sentences, shifts, strict=True):
+            positions += range(start + shift, start + shift + len(ids))
         return [*positions, positions[-1] + 1]
 
     def near_sentences(self, tokenized: TokenizedCaption) -> int:
         """How many sentences from the start fit into the window; the first counts even if it is cut there."""
-        ends = [place + len(ids) for place, ids in zip(tokenized.places, tokenized.sentences, strict=True)]
+        ends = [start + len(ids) for start, ids in zip(tokenized.starts, tokenized.sentences, strict=True)]
         return max(1, sum(end <= self.window - 1 for end in ends))
 
     def short_tokens(self, tokenized: TokenizedCaption, generator: random.Random) -> list[int]:
@@ -234,7 +234,7 @@ class CaptionCutter:
         for sentence in group:
             tokens = tokenized.sentences[sentence][: self.window - 2 - len(ids)]
             if sentence in matched and tokens:
-                pieces.append(Piece(start=1 + len(ids), place=tokenized.places[sentence], count=len(tokens)))
+                pieces.append(Piece(start=1 + len(ids), place=tokenized.starts[sentence], count=len(tokens)))
             ids += tokens
         return SubCaption(self.enclose(ids), pieces)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tulip_diffusion.tokenization import load_tokenizer
-from tulip_diffusion.training.captions import CaptionCutter, partition, tokenize_sentences
+from tulip_diffusion.training.cutting import CaptionCutter, partition, tokenize_sentences
 
 from .conftest import make_caption
 
@@ -140,7 +140,7 @@ def test_a_length_below_the_window_is_refused(tokenizer):
 def test_position_gaps_stand_before_sentences_alone_and_reach_no_further_than_asked(tokenizer, caption):
     cutter = CaptionCutter(tokenizer, 248, position_gaps=2048)
     tokenized = tokenize_sentences(caption, tokenizer, 246)
-    starts = set(tokenized.places)
+    starts = set(tokenized.starts)
     for draw in range(8):
         cut = cutter(caption, 0, draw)
         assert cut.long_positions is not None and len(cut.long_positions) == len(cut.long_ids)

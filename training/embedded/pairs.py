@@ -15,7 +15,7 @@ from tulip_diffusion.scenes.render import PLACES, random_scene, render
 FIRST_SEED = SPLITS["train"] + 500_000_000  # away from the scenes of the other parts
 
 
-def mixed_caption(rng: np.random.Generator, references: float = REFERENCES["colour"]) -> Caption:
+def training_caption(rng: np.random.Generator, references: float = REFERENCES["colour"]) -> Caption:
     """Three captions in ten fit CLIP's window; the others have up to 16 things, one in four up to 520 tokens.
 
     `references` is the share of things with another's colour in those captions that refer, seven in ten.
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     partial = options.out / "captions.jsonl.part"
     with partial.open("w", encoding="utf-8") as file:
         for number in tqdm(range(options.count), desc="captions"):
-            caption = mixed_caption(
+            caption = training_caption(
                 np.random.default_rng(FIRST_SEED + options.seed * 10_000_000 + number), options.references
             )
             name = f"pictures/{number:06d}.png"

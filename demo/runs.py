@@ -10,7 +10,7 @@ from PIL import Image
 
 from tulip_diffusion import __version__
 from tulip_diffusion.evaluation.details import hits
-from tulip_diffusion.evaluation.strip import Panel, draw_strip
+from tulip_diffusion.evaluation.side_by_side import Panel, make_strip
 from tulip_diffusion.prompt_description import word_positions
 
 from . import markup
@@ -78,7 +78,7 @@ def strip_of(
     """The pictures over the prompt."""
     text, _ = studio.describe(settings.prompt)
     words = word_positions(text, studio.pipelines[studio.titles[0]].tokenizer)
-    strip = draw_strip([Panel(picture, title, scores[title]) for title, picture in pictures.items()], words)
+    strip = make_strip([Panel(picture, title, scores[title]) for title, picture in pictures.items()], words)
     record(studio, settings, strip)
     return strip
 

@@ -22,7 +22,7 @@ from tulip_diffusion.evaluation.details import (
     summarize,
 )
 from tulip_diffusion.evaluation.prompts import prompts_of
-from tulip_diffusion.evaluation.strip import BEYOND, SEEN, Panel, colour_at, draw_strip
+from tulip_diffusion.evaluation.side_by_side import BEYOND, SEEN, Panel, colour_at, make_strip
 from tulip_diffusion.models.text_encoder import from_clip
 from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.scenes.dataset import SceneDataset, reference_caption
@@ -310,7 +310,7 @@ def test_words_are_coloured_by_the_last_of_their_tokens():
     words = word_positions("red zebra " + "tulip " * 300, tokenizer)
     assert words[0] == ("red", 1) and words[1] == ("zebra", 6)
     assert (colour_at(75), colour_at(76), colour_at(246), colour_at(247)) == (SEEN[77], SEEN[248], SEEN[248], BEYOND)
-    strip = draw_strip([Panel(Image.new("RGB", (64, 64)), "CLIP", "note")] * 3, words)
+    strip = make_strip([Panel(Image.new("RGB", (64, 64)), "CLIP", "note")] * 3, words)
     colours = {colour for _, colour in strip.getcolors(1_000_000)}
     assert {SEEN[77], SEEN[248], BEYOND} <= colours
 

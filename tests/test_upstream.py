@@ -186,7 +186,7 @@ CONTRACT = (
     Name("torch.nn.Module", ("pipelines/attention.py",), has=having("_compiled_call_impl")),
     Name("torch.Tensor", ("pipelines/attention.py",), has=having("_version")),
     Name("torch.distributed.distributed_c10d._get_default_store", ("training/failures.py",)),
-    Name("datasets.Dataset", ("tulip_diffusion/data/sources.py",), has=having("_fingerprint")),
+    Name("datasets.Dataset", ("tulip_diffusion/data/formats.py",), has=having("_fingerprint")),
 )
 
 

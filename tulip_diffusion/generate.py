@@ -108,7 +108,7 @@ def run_compare(options: argparse.Namespace) -> None:
     say(f"Drawing one prompt with {', '.join(encoders.values())}; loading {source_of(options)} …")
 
     from .evaluation.details import hits
-    from .evaluation.strip import Panel, draw_strip
+    from .evaluation.side_by_side import Panel, make_strip
     from .prompt_description import word_positions
 
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the strip shows what encoders cannot see
@@ -119,7 +119,7 @@ def run_compare(options: argparse.Namespace) -> None:
         picture = draw(pipeline, prompt, options, options.seed)
         panels.append(Panel(picture, title, "" if options.model else hits(prompt, picture)))
         print(f"{title}: {panels[-1].note}" if panels[-1].note else title)
-    strip = draw_strip(panels, word_positions(prompt, pipeline.tokenizer))
+    strip = make_strip(panels, word_positions(prompt, pipeline.tokenizer))
     save(strip, target, {"prompt": prompt, "encoder": [*encoders.values()], **settings_of(options, options.seed)})
     print(target)
 

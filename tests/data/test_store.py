@@ -83,7 +83,7 @@ def test_images_inside_other_files_are_found_from_disk(kind, tmp_path, cache, mo
 
 def test_a_second_start_parses_nothing_and_names_the_bad_rows_again(lines, cache, monkeypatch, caplog):
     first = open_captions(str(lines))
-    monkeypatch.setattr("tulip_diffusion.data.sources.jsonl_rows", None)  # nobody may call it
+    monkeypatch.setattr("tulip_diffusion.data.formats.jsonl_rows", None)  # nobody may call it
     caplog.clear()
     second = open_captions(str(lines))
     assert second.captions == first.captions and second.skipped == first.skipped

@@ -13,7 +13,7 @@ from tulip_diffusion.demo.page import Page, slide
 from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
 from tulip_diffusion.demo.weights import Weights
-from tulip_diffusion.evaluation.strip import BEYOND, SEEN
+from tulip_diffusion.evaluation.side_by_side import BEYOND, SEEN
 from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.scenes.guide import EXAMPLES
 from tulip_diffusion.scenes.oracle import read_scene

@@ -198,7 +198,7 @@ def run(options: argparse.Namespace, read_clip: Callable[[], Encoder]) -> None:
     results = {"CLIP": clip} | {variant.name: ablation.result(variant) for variant in ABLATIONS[options.name]}
     text = table(results, options.count)
     write_record("ablation", options, results, text)
-    draw(results, options.out / "ablation.png")
+    plot(results, options.out / "ablation.png")
     print(text)
 
 
@@ -215,7 +215,7 @@ def table(results: dict[str, Any], count: int) -> str:
     return f"{title}\n\n{markdown(header, rows)}"
 
 
-def draw(results: dict[str, Any], out: Path) -> None:
+def plot(results: dict[str, Any], out: Path) -> None:
     """R@1, mean of both directions, and fidelity; one column a variant."""
     names: Sequence[str] = list(results)
     with figure(out, columns=2, size=(max(5.0, 0.7 * len(names)), 4)) as panels:

@@ -1,11 +1,11 @@
 """Captions and the images they describe, from the formats people have them in."""
 
-from .captions import CaptionData, inside
+from .caption_data import CaptionData, inside
+from .formats import FORMATS
 from .images import IMAGE_SUFFIXES, as_seen, open_image
 from .opening import open_captions
 from .records import json_rows, jsonl_rows
 from .rows import BadRow, Row, SkippedRows, clean_caption, image_path
-from .sources import FORMATS
 from .tables import csv_rows
 from .tars import TarMember
 from .text import decode, is_litter, read_json

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .captions import CaptionData, check_inside
+from .caption_data import CaptionData, check_inside
+from .formats import FORMATS, Source, find_source
 from .rows import BadRow, SkippedRows, UsableRow, clean_caption, image_path
-from .sources import FORMATS, Source, find_source
 from .store import store_folder, stored
 
 

@@ -22,7 +22,7 @@ class BadRow(Exception):
 class Row(NamedTuple):
     """What a reader found: a row's name for people, its caption or why there is none, and where its image is.
 
-    `image` is a path, a reference with `read()` (see `tulip_diffusion.data.captions`), or None.
+    `image` is a path, a reference with `read()` (see `tulip_diffusion.data.caption_data`), or None.
     """
 
     name: str

@@ -15,7 +15,7 @@ from typing import Any
 from tulip_diffusion.files import replacing
 
 from .cache import cache_folder
-from .captions import CaptionData
+from .caption_data import CaptionData
 from .hub import Cell
 from .rows import SkippedRows, UsableRow
 from .tars import TarMember

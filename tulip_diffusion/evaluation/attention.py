@@ -140,11 +140,11 @@ def run(options: argparse.Namespace) -> None:
     print(table)
     if is_first():
         write_record("attention", options, results, table)
-        draw_curves(results, options.out / "attention.png")
-        draw_words(results, options.out / "attention_words.png")
+        plot_curves(results, options.out / "attention.png")
+        plot_words(results, options.out / "attention_words.png")
 
 
-def draw_curves(results: dict[str, Any], out: Path) -> None:
+def plot_curves(results: dict[str, Any], out: Path) -> None:
     with figure(out) as panels:
         axes = panels[0][0]
         for name, result in results.items():
@@ -155,7 +155,7 @@ def draw_curves(results: dict[str, Any], out: Path) -> None:
         legend(axes)
 
 
-def draw_words(results: dict[str, Any], out: Path) -> None:
+def plot_words(results: dict[str, Any], out: Path) -> None:
     """The first caption word by word, one panel an encoder; the darkest word has the most attention of its panel."""
     with figure(out, rows=len(results), size=(6.5, 2.6)) as panels:
         for axes, (name, result) in zip(panels[:, 0], results.items(), strict=True):

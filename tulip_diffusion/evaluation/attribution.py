@@ -25,7 +25,7 @@ from .plots import figure, shaded_words
 from .processes import is_first
 from .prompts import PROMPTS, position_after, prompts_of
 from .records import markdown, write_record
-from .strip import Panel, draw_strip
+from .side_by_side import Panel, make_strip
 
 BINS = (77, 154, 248)
 
@@ -97,8 +97,8 @@ def run(options: argparse.Namespace) -> None:
     if is_first():
         panels = [Panel(one.picture, name, hits(prompt, one.picture)) for name, one in found.items()]
         with replacing(options.out / "strip.png") as unfinished:
-            draw_strip(panels, list(zip(*words_of(found), strict=True))).save(unfinished)
-        draw_words(found, options.out / "attribution.png")
+            make_strip(panels, list(zip(*words_of(found), strict=True))).save(unfinished)
+        plot_words(found, options.out / "attribution.png")
         write_record("attribution", options, {"prompt": prompt, **results}, f"{title}\n\n{table}")
 
 
@@ -113,7 +113,7 @@ def words_of(found: dict[str, Attribution]) -> tuple[Sequence[str], range]:
     return words, range(1, len(words) + 1)
 
 
-def draw_words(found: dict[str, Attribution], out: Path) -> None:
+def plot_words(found: dict[str, Attribution], out: Path) -> None:
     """The prompt word by word, one panel an encoder, all on one scale; what an encoder does not read is white."""
     most = max(max(one.attention, default=0) for one in found.values())
     lines = max(3.0, 0.16 * sum(len(word) + 1 for word in next(iter(found.values())).words) / 100 + 0.6)

@@ -17,7 +17,7 @@ from tulip_diffusion.scenes.grammar import write_caption
 from tulip_diffusion.scenes.render import PLACES, Scene, Thing, random_scene, render
 from tulip_diffusion.scenes.sprites import COLOURS
 
-from .published_sets import FOLDS, LAYOUTS, Pair
+from .retrieval_sets import FOLDS, LAYOUTS, Pair
 
 HARD_GROUP = 4  # captions that differ from each other in one detail alone
 

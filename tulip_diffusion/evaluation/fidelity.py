@@ -229,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
     print(tables(results))
     if is_first():
         write_record("fidelity", options, results, tables(results))
-        draw_curves(results, options)
+        plot_curves(results, options)
 
 
 def pictures_of(pictures: Any, reference: Any, captions: Sequence[Caption]) -> dict[str, Any] | None:
@@ -269,7 +269,7 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def draw_curves(results: dict[str, Any], options: argparse.Namespace) -> None:
+def plot_curves(results: dict[str, Any], options: argparse.Namespace) -> None:
     """Token error by position, one panel a kind of prompt, one line an encoder and slot."""
     if not options.prompts:
         return

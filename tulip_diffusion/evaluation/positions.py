@@ -75,10 +75,10 @@ def run(options: argparse.Namespace) -> None:
     print(tables(results))
     if is_first():
         write_record("positions", options, results, tables(results))
-        draw_needles(results, options)
-        draw_negatives(results, options)
+        plot_needles(results, options)
+        plot_negatives(results, options)
         if options.tail:
-            draw_tail(results, options)
+            plot_tail(results, options)
 
 
 def tables(results: dict[str, Figures]) -> str:
@@ -111,7 +111,7 @@ def tables(results: dict[str, Figures]) -> str:
     return "\n\n".join(parts)
 
 
-def draw_needles(results: dict[str, Figures], options: argparse.Namespace) -> None:
+def plot_needles(results: dict[str, Figures], options: argparse.Namespace) -> None:
     with figure(options.out / "needle.png", columns=len(options.tokens), size=(4, 3.5)) as panels:
         for axes, tokens in zip(panels[0], options.tokens, strict=True):
             for name, result in results.items():
@@ -123,7 +123,7 @@ def draw_needles(results: dict[str, Figures], options: argparse.Namespace) -> No
         legend(panels[0][-1])
 
 
-def draw_negatives(results: dict[str, Figures], options: argparse.Namespace) -> None:
+def plot_negatives(results: dict[str, Figures], options: argparse.Namespace) -> None:
     if not options.prompts:
         return
     with figure(options.out / "negatives.png", columns=len(options.prompts), size=(4, 3.5)) as panels:
@@ -137,7 +137,7 @@ def draw_negatives(results: dict[str, Figures], options: argparse.Namespace) -> 
         legend(panels[0][-1])
 
 
-def draw_tail(results: dict[str, Figures], options: argparse.Namespace) -> None:
+def plot_tail(results: dict[str, Figures], options: argparse.Namespace) -> None:
     names = ("pooled", "word", "after", "noise")
     with figure(options.out / "tail.png", columns=len(names), size=(4, 3.5)) as panels:
         for axes, what in zip(panels[0], names, strict=True):

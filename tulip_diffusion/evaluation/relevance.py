@@ -112,8 +112,8 @@ def run(options: argparse.Namespace) -> None:
     print(tables(results))
     if is_first():
         write_record("relevance", options, results, tables(results))
-        draw_curves(results, options, "closest by position", "share closest to their image")
-        draw_curves(results, options, "similarity by position", "cosine with the image")
+        plot_curves(results, options, "closest by position", "share closest to their image")
+        plot_curves(results, options, "similarity by position", "cosine with the image")
 
 
 def relevance_of(encoder: Encoder, ids: Any, images: Tensor, sizes: tuple[int, int]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
     return f"Windows of a caption against images\n\n{markdown(header, rows)}"
 
 
-def draw_curves(results: dict[str, dict[str, Any]], options: argparse.Namespace, what: str, label: str) -> None:
+def plot_curves(results: dict[str, dict[str, Any]], options: argparse.Namespace, what: str, label: str) -> None:
     """Rows are windows, columns strides, one line an encoder."""
     name = f"relevance_{what.split()[0]}.png"
     with figure(options.out / name, len(options.windows), len(options.strides), size=(4, 3)) as panels:

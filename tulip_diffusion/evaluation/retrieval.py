@@ -35,9 +35,9 @@ from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_se
 from .embeddings import embed
 from .encoders import Encoder, Score, add_encoders, open_pair, published_length
 from .examples import retrieval_examples
+from .papers import PUBLISHED
 from .plots import figure, legend
 from .processes import is_first
-from .published import PUBLISHED
 from .records import markdown, write_record
 from .variants import VARIANTS, varied
 

@@ -18,7 +18,7 @@ from .drawing import add_drawing, draw_captions, open_pipeline, to_image
 from .processes import is_first
 from .prompts import PROMPTS, prompts_of
 from .records import markdown, write_record
-from .strip import Panel, draw_strip
+from .side_by_side import Panel, make_strip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,6 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer()
     for name, drawn in panels.items():
         with replacing(options.out / f"{name}.png") as unfinished:
-            draw_strip(drawn, word_positions(captions[name].text, tokenizer)).save(unfinished)
+            make_strip(drawn, word_positions(captions[name].text, tokenizer)).save(unfinished)
     rows = [[name, entry["tokens"], *entry["right"].values()] for name, entry in results.items()]
     write_record("strips", options, results, markdown(["prompt", "tokens", *options.encoders], rows))

@@ -27,7 +27,7 @@ def colour_at(position: int) -> tuple[int, int, int]:
     return next((colour for limit, colour in SEEN.items() if position <= limit - 2), BEYOND)
 
 
-def draw_strip(panels: Sequence[Panel], words: Sequence[tuple[str, int]]) -> Image.Image:
+def make_strip(panels: Sequence[Panel], words: Sequence[tuple[str, int]]) -> Image.Image:
     """`panels` in a row, below them the prompt's `words` and what their colours mean."""
     width = MARGIN + len(panels) * (PICTURE + MARGIN)
     title, text = ImageFont.load_default(20), ImageFont.load_default(16)
@@ -45,11 +45,11 @@ def draw_strip(panels: Sequence[Panel], words: Sequence[tuple[str, int]]) -> Ima
     for number, line in enumerate(lines):
         for left, word, colour in line:
             draw.text((MARGIN + left, top + number * LINE), word, fill=colour, font=text)
-    draw_legend(draw, top + (len(lines) + 0.5) * LINE, text)
+    add_legend(draw, top + (len(lines) + 0.5) * LINE, text)
     return strip
 
 
-def draw_legend(draw: ImageDraw.ImageDraw, top: float, font: Font) -> None:
+def add_legend(draw: ImageDraw.ImageDraw, top: float, font: Font) -> None:
     left = float(MARGIN)
     for name, colour in (
         ("within CLIP's 77 tokens", SEEN[77]),

@@ -1,4 +1,4 @@
-"""What a name stands for: files, folders and data sets in the formats people have them in."""
+"""The formats of captions, and what a name stands for: files, folders or a data set of one of them."""
 
 import glob
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -62,6 +62,16 @@ def decide(arguments: LoopArguments, tower: CLIPTextConfig, length: int, device:
     record = {"fastest": dict(zip(("mixed_precision", "attn"), fastest, strict=True)), "seconds": named}
     write_text(path, json.dumps(record, indent=2) + "\n")
     return fastest
+
+
+def usual_kernels(device: str, attn: str | None = None) -> dict[str, Any]:
+    """`mixed_precision` and `attn` that small towers are fastest with on `device`, unmeasured; `attn` goes before.
+
+    For rows of one table, which a measurement of each would let run with different ones.
+    """
+    bfloat16 = fast_bfloat16(device)
+    eager = bfloat16 and device == "cpu"
+    return {"mixed_precision": "bf16" if bfloat16 else "no", "attn": attn or ("eager" if eager else "sdpa")}
 
 
 def candidates(arguments: LoopArguments, device: torch.device) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ differences between variants count, not the figures themselves.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tulip_diffusion.evaluation.plots import figure
 from tulip_diffusion.evaluation.records import markdown, plain, write_record
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.files import write_text
-from tulip_diffusion.models.checkpoints import ClipTowers
+from tulip_diffusion.models.checkpoints import load_clip
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
@@ -30,19 +30,15 @@ from tulip_diffusion.scenes.render import render
 from ..config import DistillArguments, ExpandArguments
 from ..distill import distill
 from ..expand import Expansion, expand_positions
+from ..kernels import usual_kernels
 from ..loop import build_accelerator, run_stage
 from .pairs import SETS, held_out, training_pairs
 from .variants import ABLATIONS, Variant
 
 INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))  # CLIP's: the family ships none
 LENGTH = 248
-AT_ONCE = 4 * 1000**2  # pairs × tokens²
-
-
-def pairs_at_once(batch: int, length: int) -> int:
-    """The most pairs, a divisor of `batch`, whose attention takes no more memory than `AT_ONCE`; 1 at least."""
-    divisors = [count for count in range(1, batch + 1) if batch % count == 0]
-    return max([1, *(count for count in divisors if count * length**2 <= AT_ONCE)])
+STAGE2: dict[str, Any] = {"length": LENGTH, "anchor_weight": 0.0}  # unless the variant says otherwise
+CHUNK_TOKENS = 8192  # captions are sorted by length and padded to few others; changes no result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=arguments.count, default=4000, help="training captions (default 4000)")
     parser.add_argument("--count", type=arguments.count, default=256, help="held-out pairs of each set (default 256)")
     parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
+    parser.add_argument("--attn", choices=("eager", "sdpa"), help="default: eager for bfloat16 on a CPU, else sdpa")
     parser.add_argument("--seed", type=arguments.whole(0, 2**32 - 1), default=0)
     parser.add_argument(
         "--work",
@@ -93,6 +89,18 @@ def agree_on_settings(folder: Path, settings: dict[str, str]) -> None:
         )
 
 
+def window_of(encoder: Encoder) -> int:
+    """Tokens that the CLIP has positions for."""
+    return encoder.towers.text_encoder.config.max_position_embeddings
+
+
+def stage2_name(variant: Variant) -> str:
+    """A folder for what both stages of `variant` train with; ablations share the rows that they have in common."""
+    usual = {field.name: field.default for field in fields(ExpandArguments)} | STAGE2
+    own = [f"{name}-{value}" for name, value in sorted((variant.stage2 or {}).items()) if value != usual[name]]
+    return "-".join(["stage2", *map(str, variant.stage1.values()), *own, *filter(None, [variant.rotations])])
+
+
 class Ablation:
     """The variants of one command, on common data.
 
@@ -106,6 +114,8 @@ class Ablation:
         settings = {name: str(getattr(options, name)) for name in SETTINGS}
         agree_on_settings(options.work, settings)
         agree_on_settings(options.out, settings | {"count": str(options.count), "split": options.split})
+        self.device = str(read_clip().towers.text_encoder.device)
+        self.kernels = usual_kernels(self.device, options.attn)
         self.pairs = training_pairs(options.captions, options.seed)
         self.sets = held_out(options.count, options.split)
 
@@ -119,8 +129,8 @@ class Ablation:
             "learning_rate": getattr(options, f"{stage}_rate"),
             "weight_decay": 0.01,
             "warmup_steps": min(20, getattr(options, f"{stage}_steps") // 5),
-            "mixed_precision": "bf16",
-            "attn": options.attn,
+            **self.kernels,
+            "chunk_tokens": CHUNK_TOKENS,
             "pad": "zero",  # the tower of SDXL's second slot
             "num_workers": 0,
             "save_every": 50,
@@ -131,8 +141,7 @@ class Ablation:
 
     def stage1(self, variant: Variant) -> TulipTextModelWithProjection:
         """The student of stage 1, trained unless an earlier variant, of this ablation or another, left it on disk."""
-        name = "-".join(["stage1", *(str(value) for value in variant.stage1.values())])
-        folder = self.options.work / name
+        folder = self.options.work / "-".join(["stage1", *map(str, variant.stage1.values())])
         if not (folder / "run.json").exists():
             encoder = self.read_clip()
             arguments = {"length": LENGTH, "teacher_cache": "off", "freeze_token_embedding": False, **variant.stage1}
@@ -142,26 +151,30 @@ class Ablation:
 
     def train(self, variant: Variant) -> Encoder:
         """The towers that the variant's stages make."""
-        student, encoder = self.stage1(variant), self.read_clip()
-        towers, tokenizer = encoder.towers, encoder.tokenizer
-        window = towers.text_encoder.config.max_position_embeddings
         if variant.stage2 is None:
+            student, encoder = self.stage1(variant), self.read_clip()
             if variant.rotations == "test":
-                expand_positions(student, window, LENGTH, alpha=8.0)
-            return Encoder(variant.name, towers._replace(text_encoder=student), tokenizer)
-        arguments = {"length": LENGTH, "anchor_weight": 0.0, **variant.stage2}
-        folder = self.options.work / f"{self.options.name}-{file_name(variant)}"
-        arguments["chunk_size"] = pairs_at_once(self.options.batch, arguments["length"])  # changes no result
-        settings = ExpandArguments(**self.common("stage2", folder), **arguments)
+                expand_positions(student, window_of(encoder), LENGTH, alpha=8.0)
+            return Encoder(
+                variant.name, encoder.towers._replace(text_encoder=student), encoder.tokenizer, device=self.device
+            )
+        folder = self.options.work / stage2_name(variant)
+        if not (folder / "run.json").exists():
+            self.stage2(variant, folder)
+        return Encoder(variant.name, load_clip(folder), self.read_clip().tokenizer, device=self.device)
+
+    def stage2(self, variant: Variant, folder: Path) -> None:
+        """Train both towers of the variant into `folder`."""
+        student, encoder = self.stage1(variant), self.read_clip()
+        settings = ExpandArguments(**self.common("stage2", folder), **{**STAGE2, **(variant.stage2 or {})})
         accelerator = build_accelerator(settings)
-        towers = towers._replace(logit_scale=INITIAL_LOGIT_SCALE)
-        stage = Expansion(towers, student, tokenizer, self.pairs, settings)
+        towers = encoder.towers._replace(logit_scale=INITIAL_LOGIT_SCALE)
+        stage = Expansion(towers, student, encoder.tokenizer, self.pairs, settings)
         if variant.rotations == "own":
             for config in (student.config, student.text_model.config):
                 assert config.rope_parameters is not None  # stage 2 has set them
-                config.rope_parameters = {**config.rope_parameters, "length": window}
+                config.rope_parameters = {**config.rope_parameters, "length": window_of(encoder)}
         run_stage(stage, settings, accelerator)
-        return Encoder(variant.name, ClipTowers(student.eval(), stage.image.eval(), None), tokenizer)
 
     def measure(self, encoder: Encoder) -> dict[str, Any]:
         """Retrieval in both directions on every set, and fidelity to CLIP at 77 tokens."""

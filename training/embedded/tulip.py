@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from tulip_diffusion.data import open_captions
-from tulip_diffusion.devices import best_device, fast_bfloat16
+from tulip_diffusion.devices import best_device
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.grammar import parse_caption
@@ -24,6 +24,7 @@ from tulip_diffusion.training.cutting import (
     TokenizedCaption,
 )
 from tulip_diffusion.training.distill import Distillation
+from tulip_diffusion.training.kernels import usual_kernels
 from tulip_diffusion.training.loop import build_accelerator, run_stage
 from tulip_diffusion.training.student import new_student
 
@@ -102,8 +103,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--position-gaps", type=int, default=0, help="positions that long texts are spread over")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    device = best_device()
-    bfloat16 = fast_bfloat16(device)
     teacher_folder = options.folder / f"clip-{options.slot}"
     settings = DistillArguments(
         output_dir=str(options.out or options.folder / f"tulip-{options.slot}"),
@@ -116,8 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         pad="eos" if options.slot == "l" else "zero",
         freeze_token_embedding=False,
         position_gaps=options.position_gaps,
-        mixed_precision="bf16" if bfloat16 else "no",
-        attn=options.attn or ("eager" if bfloat16 and device == "cpu" else "sdpa"),
+        **usual_kernels(best_device(), options.attn),
         teacher_cache="off",
         num_workers=options.workers,
         save_every=100,

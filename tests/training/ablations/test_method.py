@@ -13,7 +13,7 @@ from tulip_diffusion.scenes.grammar import parse_caption
 from tulip_diffusion.scenes.render import render
 from tulip_diffusion.training.ablations import method
 from tulip_diffusion.training.ablations.commands import METHOD, register
-from tulip_diffusion.training.ablations.method import Ablation, file_name, pairs_at_once, run
+from tulip_diffusion.training.ablations.method import STAGE2, Ablation, file_name, run, stage2_name
 from tulip_diffusion.training.ablations.pairs import held_out, training_pairs
 from tulip_diffusion.training.ablations.variants import ABLATIONS, COPE, PAPER, both
 from tulip_diffusion.training.config import DistillArguments, ExpandArguments
@@ -62,9 +62,23 @@ def test_every_variant_of_every_ablation_is_one_that_the_stages_accept():
             ExpandArguments(output_dir="x", **(variant.stage2 or {}))
 
 
-def test_long_texts_are_trained_a_few_at_a_time():
-    assert [pairs_at_once(64, length) for length in (77, 248, 308, 500, 1000)] == [64, 64, 32, 16, 4]
-    assert pairs_at_once(6, 450) == 6 and pairs_at_once(6, 10_000) == 1
+def test_ablations_share_the_rows_they_have_in_common_and_no_others():
+    by_name: dict[str, set[str]] = {}
+    for ablation, variants in ABLATIONS.items():
+        for variant in variants:
+            if variant.stage2 is not None:
+                by_name.setdefault(stage2_name(variant), set()).add(f"{ablation}: {variant.name}")
+    shared = {frozenset(rows) for rows in by_name.values() if len(rows) > 1}
+    usual = {"positions: RoPE", "loss: cosine", "lambda: 0.2", "ntk: alpha 8", "short: first sentence"}
+    assert shared == {frozenset(usual), frozenset({"lambda: 0", "short: none"})}
+    trained = [variant for variants in ABLATIONS.values() for variant in variants if variant.stage2 is not None]
+    different = {repr((v.stage1, sorted(settings_of(v).items()), v.rotations)) for v in trained}
+    assert len(different) == len(by_name)
+
+
+def settings_of(variant):
+    """What stage 2 runs with, defaults filled in by the stage itself."""
+    return vars(ExpandArguments(**{"output_dir": "x", **STAGE2, **variant.stage2}))
 
 
 def test_training_pairs_show_what_they_say_and_none_of_them_is_judged():

@@ -74,13 +74,13 @@ def sentence_ends(text: str, caption: Caption, tokenizer: Any) -> list[int]:
 
 
 @torch.no_grad()
-def colours_at(pipeline: Any, text: str, places: Sequence[int], heads: Sequence[ReadOut]) -> list[list[str | None]]:
-    """For each slot the colours that its head reads at `places`, None beyond what the encoder was given."""
+def colours_at(pipeline: Any, text: str, positions: Sequence[int], heads: Sequence[ReadOut]) -> list[list[str | None]]:
+    """For each slot the colours that its head reads at `positions`, None beyond what the encoder was given."""
     states = pipeline.encode_prompt(text, do_classifier_free_guidance=False)[0][0].float().cpu()
     names = list(COLOURS)
     read = []
     for head, half in zip(heads, states.chunk(len(heads), dim=-1), strict=True):
-        inside = [place for place in places if place < len(half) - 1 and half[place].any()]
+        inside = [position for position in positions if position < len(half) - 1 and half[position].any()]
         guesses = dict(zip(inside, head(half[inside])[2].argmax(-1).tolist(), strict=True)) if inside else {}
-        read.append([names[guesses[place]] if place in guesses else None for place in places])
+        read.append([names[guesses[position]] if position in guesses else None for position in positions])
     return read

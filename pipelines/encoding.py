@@ -109,7 +109,7 @@ def _encode(
     states = torch.stack([output.hidden_states[layer][row] for row, layer in enumerate(layer_of)])
     states = torch.stack(
         [
-            rows.flatten(0, 1)[_places([len(window) for window in of_prompt], width, task.total)]
+            rows.flatten(0, 1)[_positions([len(window) for window in of_prompt], width, task.total)]
             for rows, of_prompt in zip(states.split(counts), windows, strict=True)
         ]
     )
@@ -139,7 +139,7 @@ def _forward(encoder, tokenizer: CLIPTokenizer, task: EncodingTask, windows: lis
     return encoder(ids.to(device), output_hidden_states=True, **inputs)
 
 
-def _places(windows: list[int], width: int, total: int) -> list[int]:
+def _positions(windows: list[int], width: int, total: int) -> list[int]:
     """Where in a prompt's windows, laid end to end, each of its `total` tokens stands.
 
     BOS, every window's own tokens, EOS, then pads, the last one again and again where the window has no more.

@@ -82,13 +82,13 @@ def describe_prompt(
         name: Reading(limit, len(tokens.cut(limit).ids), tokens.beyond(limit)) for name, limit in contexts.items()
     }
     windows = [
-        prompt[tokens.places[window[0]][0] : tokens.places[window[-1]][1]]
+        prompt[tokens.offsets[window[0]][0] : tokens.offsets[window[-1]][1]]
         for window in split_windows(tokens.tokens, breaks=tokens.breaks)
         if window
     ]
     spans = parse_weights(prompt) if weighting else []
     return PromptDescription(
-        pieces=tuple(prompt[start:stop] for start, stop in tokens.places),
+        pieces=tuple(prompt[start:stop] for start, stop in tokens.offsets),
         windows=tuple(windows or [""]),
         readings=readings,
         weights=tuple((span.text.strip(), span.weight) for span in spans if span.weight != 1 and span.text.strip()),
@@ -104,5 +104,5 @@ def word_positions(prompt: str, tokenizer: CLIPTokenizer, weighting: str | None 
     (tokens,) = tokenize_prompts([prompt], [tokenizer], weighting)
     words = []
     for word in re.finditer(r"\S+", prompt):
-        words.append((word[0], sum(start < word.end() for start, _ in tokens.places)))
+        words.append((word[0], sum(start < word.end() for start, _ in tokens.offsets)))
     return words

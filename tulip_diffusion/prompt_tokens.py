@@ -25,7 +25,7 @@ class TokenizedPrompt:
         ids: as the text encoder takes them.
         tokens: as the vocabulary spells them; a word's last one ends in `</w>`.
         weights: what each token's state is multiplied by.
-        places: where in the prompt each token begins and ends. The vectors of a textual inversion share one place.
+        offsets: where in the prompt each token begins and ends. Vectors of a textual inversion share theirs.
         breaks: the positions of tokens that follow a BREAK.
     """
 
@@ -33,13 +33,13 @@ class TokenizedPrompt:
     ids: list[int]
     tokens: list[str]
     weights: list[float]
-    places: list[tuple[int, int]]
+    offsets: list[tuple[int, int]]
     breaks: frozenset[int]
 
     def cut(self, context: int | None) -> "TokenizedPrompt":
         """The tokens that fit, with BOS and EOS, into `context`."""
         room = context and context - 2
-        kept = (self.ids[:room], self.tokens[:room], self.weights[:room], self.places[:room])
+        kept = (self.ids[:room], self.tokens[:room], self.weights[:room], self.offsets[:room])
         return TokenizedPrompt(self.prompt, *kept, self.breaks)
 
     def beyond(self, context: int | None) -> str:
@@ -49,7 +49,7 @@ class TokenizedPrompt:
             return ""
         while first and not self.tokens[first - 1].endswith("</w>"):
             first -= 1
-        return self.prompt[self.places[first][0] :].strip()
+        return self.prompt[self.offsets[first][0] :].strip()
 
 
 def tokenize_prompts(
@@ -85,7 +85,7 @@ def tokenize(prompt: str, tokenizer: CLIPTokenizer, weighting: str | None, plain
             found.ids.append(token.id)
             found.tokens.append(token.spelling)
             found.weights.append(span.weight or TINY)
-            found.places.append((span.places[token.start], span.places[token.stop - 1] + 1))
+            found.offsets.append((span.offsets[token.start], span.offsets[token.stop - 1] + 1))
     return dataclasses.replace(found, breaks=frozenset(breaks))
 
 
@@ -116,16 +116,16 @@ def added_names(tokenizer: CLIPTokenizer, plain: bool) -> dict[str, list[int]]:
 
 
 def _tokens(text: str, tokenizer: CLIPTokenizer, names: dict[str, list[int]]) -> Iterator[Token]:
-    cleaned, places = _clean(text, tokenizer)
+    cleaned, offsets = _clean(text, tokenizer)
     last = 0
     for match in _pattern(names).finditer(cleaned) if names else ():
-        yield from _words(cleaned, last, match.start(), tokenizer, places)
+        yield from _words(cleaned, last, match.start(), tokenizer, offsets)
         ids = names.get(match[0]) or names[match[0].lower()]
         for number, index in enumerate(ids, 1):
             spelling = match[0] + "</w>" * (number == len(ids))
-            yield Token(index, spelling, places[match.start()], places[match.end() - 1] + 1)
+            yield Token(index, spelling, offsets[match.start()], offsets[match.end() - 1] + 1)
         last = match.end()
-    yield from _words(cleaned, last, len(cleaned), tokenizer, places)
+    yield from _words(cleaned, last, len(cleaned), tokenizer, offsets)
 
 
 def _pattern(names: dict[str, list[int]]) -> re.Pattern:
@@ -134,8 +134,8 @@ def _pattern(names: dict[str, list[int]]) -> re.Pattern:
     return re.compile("|".join(rf"(?<!\w(?=\w)){re.escape(name)}(?!(?<=\w)\w)" for name in ordered), re.IGNORECASE)
 
 
-def _words(text: str, start: int, stop: int, tokenizer: CLIPTokenizer, places: Sequence[int]) -> Iterator[Token]:
-    """Tokens of `text[start:stop]` by the vocabulary alone; `places` are those of its characters."""
+def _words(text: str, start: int, stop: int, tokenizer: CLIPTokenizer, offsets: Sequence[int]) -> Iterator[Token]:
+    """Tokens of `text[start:stop]` by the vocabulary alone; `offsets` are those of its characters."""
     backend = tokenizer.backend_tokenizer
     part = PreTokenizedString(text[start:stop])
     part.normalize(backend.normalizer.normalize)
@@ -143,7 +143,7 @@ def _words(text: str, start: int, stop: int, tokenizer: CLIPTokenizer, places: S
     part.tokenize(backend.model.tokenize)
     encoding = part.to_encoding()
     for index, spelling, (first, last) in zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True):
-        yield Token(index, spelling, places[start + first], places[start + last - 1] + 1)
+        yield Token(index, spelling, offsets[start + first], offsets[start + last - 1] + 1)
 
 
 def _clean(text: str, tokenizer: CLIPTokenizer) -> tuple[str, Sequence[int]]:
@@ -154,7 +154,7 @@ def _clean(text: str, tokenizer: CLIPTokenizer) -> tuple[str, Sequence[int]]:
     words, origins = cleaned.split(" "), [match.span() for match in re.finditer(r"\S+", text)]
     if len(words) != len(origins):  # an entity or mended letters that hold a space
         words, origins = [cleaned], [(0, len(text))]
-    places = []
+    offsets = []
     for word, (start, stop) in zip(words, origins, strict=True):
-        places += [start + number * (stop - start) // len(word) for number in range(len(word))] + [stop]
-    return cleaned, places
+        offsets += [start + number * (stop - start) // len(word) for number in range(len(word))] + [stop]
+    return cleaned, offsets

@@ -37,11 +37,11 @@ HIGHEST, HIGHEST_AFTER_SPACE = 5, 2
 class Span:
     """A stretch of text with one weight; `after_break` where a BREAK stood before it.
 
-    `places` says where in the prompt each character of `text` stands.
+    `offsets` says where in the prompt each character of `text` stands.
     """
 
     text: str
-    places: list[int] = field(default_factory=list, repr=False)
+    offsets: list[int] = field(default_factory=list, repr=False)
     weight: float = 1.0
     after_break: bool = False
 
@@ -57,7 +57,7 @@ def parse_weights(prompt: str) -> list[Span]:
         if token in ("(", "["):
             opened.append((token, len(spans)))
         elif token[-1] in PARTNER and token[0] != "\\" and (partner := _partner(opened, token[-1])) is not None:
-            glued = spans[partner].places[0] > 0 and prompt[spans[partner].places[0] - 1].isalnum()
+            glued = spans[partner].offsets[0] > 0 and prompt[spans[partner].offsets[0] - 1].isalnum()
             weight = _weight(token, "".join(span.text for span in spans[partner + 1 :]), glued)
             if weight is not None:
                 for span in spans[partner + 1 :]:
@@ -122,7 +122,7 @@ def _merge(spans: list[Span]) -> list[Span]:
     for span in spans:
         if merged and merged[-1].weight == span.weight:
             merged[-1].text += span.text
-            merged[-1].places += span.places
+            merged[-1].offsets += span.offsets
         elif span.text:
             merged.append(span)
     return merged or [Span("")]
@@ -133,5 +133,5 @@ def _split_breaks(spans: list[Span]) -> list[Span]:
     for span in spans:
         edges = [0, *(edge for match in BREAK.finditer(span.text) for edge in match.span()), len(span.text)]
         for number, (start, stop) in enumerate(list(pairwise(edges))[::2]):
-            split.append(Span(span.text[start:stop], span.places[start:stop], span.weight, after_break=number > 0))
+            split.append(Span(span.text[start:stop], span.offsets[start:stop], span.weight, after_break=number > 0))
     return split

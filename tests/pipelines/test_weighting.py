@@ -84,7 +84,7 @@ def test_natural_sentences_are_read_as_without_weighting(sentence, aside):
 @given(st.lists(st.sampled_from([*"ab ()[]:\\.13é🐈", "BREAK", "<lora:a:1>"])).map("".join))
 def test_every_character_knows_its_place_in_the_prompt(prompt):
     for span in parse_weights(prompt):
-        assert "".join(prompt[place] for place in span.places) == span.text
+        assert "".join(prompt[offset] for offset in span.offsets) == span.text
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_textual_inversions_give_all_their_vectors(prompt, ids):
     tokenizer.add_tokens(["MyToy", "MyToy_1", "MyToy_2", "MyToyCar", "MyToyCar_1", "<mytoy>"])
     found = tokenize(prompt, tokenizer, "a1111")
     assert found.ids == [index + first if index < 10 else index for index in ids]
-    pieces = [prompt[start:stop].lower() for start, stop in found.places]
+    pieces = [prompt[start:stop].lower() for start, stop in found.offsets]
     assert [piece for piece, index in zip(pieces, ids, strict=True) if index < 3] == ["mytoy"] * 3 * ids.count(0)
 
 

@@ -16,6 +16,6 @@ def query_scale(tokens: int, base: int, device: torch.device | None = None) -> T
 
     Up to `base` tokens they are exactly 1. `base` is 2 or more.
     """
-    places = torch.arange(1, tokens + 1, device=device)
+    number = torch.arange(1, tokens + 1, device=device)
     # ln i / ln base in a form that rounds to exactly 1 at i = base.
-    return 1 + (places.clamp(min=base) / base).log() / math.log(base)
+    return 1 + (number.clamp(min=base) / base).log() / math.log(base)

@@ -147,9 +147,9 @@ def project_text(text_encoder: TextEncoder, states: Tensor, input_ids: Tensor) -
     """Project `last_hidden_state` (rows, tokens, width); BOS and words count, EOS is the global token."""
     projected = text_encoder.text_projection(states)
     ends = first_eos(input_ids, text_encoder.config)
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     embeds = projected[torch.arange(len(ends), device=ends.device), ends]
-    return ProjectedTokens(projected, embeds, places < ends[:, None])
+    return ProjectedTokens(projected, embeds, positions < ends[:, None])
 
 
 def project_image(image_encoder: CLIPVisionModelWithProjection, pixel_values: Tensor) -> ProjectedTokens:

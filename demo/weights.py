@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tulip_diffusion.devices import check_device
-from tulip_diffusion.embedded import ASSETS, checked
-from tulip_diffusion.generate import TITLES, load_pipeline
+from tulip_diffusion.embedded import ASSETS, ENCODERS, checked
+from tulip_diffusion.generate import load_pipeline
 
+TITLES = {name: ENCODERS[name].title for name in ("clip", "longclip", "finelip", "tulip")}  # of the page's columns
 SHARED = ("unet", "vae", "scheduler")
 # What a real model's encoders do with prompts that outgrow them: as in the work that published each of them.
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -123,7 +123,7 @@ def test_the_teacher_is_never_asked_about_a_reference_that_it_cannot_follow():
     for seed in range(10):
         caption = reference_caption(np.random.default_rng(seed))
         needed = needed_sentences(caption)
-        starts = {place: index for index, place in enumerate(tokenize_sentences(caption.text, tokenizer, 518).places)}
+        starts = {start: index for index, start in enumerate(tokenize_sentences(caption.text, tokenizer, 518).starts)}
         covered = set()
         for sub in cutter(caption.text, seed).sub_captions:
             text = tokenizer.decode(sub.input_ids, skip_special_tokens=True)

@@ -37,6 +37,7 @@ from .config import LoopArguments, Sources
 from .failures import ending_together
 from .sampler import ShuffledSteps
 from .saving import describe_product, write_product
+from .schedule import learning_rate
 from .stage import Chunk, Stage
 
 logger = get_logger(__name__)
@@ -78,13 +79,6 @@ def total_steps(arguments: LoopArguments, rows: int) -> int:
     if arguments.steps is not None:
         return arguments.steps
     return math.ceil(arguments.epochs * (rows // arguments.batch_size))
-
-
-def learning_rate(step: int, peak: float, warmup: int, total: int) -> float:
-    """Linear warm-up over `warmup` steps, then half a cosine down to 0 at `total`. Steps count from 0."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
 def build_optimizer(

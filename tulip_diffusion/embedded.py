@@ -97,6 +97,7 @@ ENCODERS = {
         ),
     )
 }
+COMPARED = ("clip", "longclip", "tulip")  # side by side, where nobody names encoders
 
 
 def load_embedded_pipeline(

@@ -10,12 +10,10 @@ from typing import Any
 
 from . import __version__, arguments
 from .arguments import add_command, numbered, read_prompt, read_text
-from .embedded import ASSETS, ENCODERS, checked, load_embedded_pipeline
+from .embedded import ASSETS, COMPARED, ENCODERS, checked, load_embedded_pipeline
 from .files import replacing
 from .progress import hide_loading_bars, is_watched, say
 
-TITLES = {name: ENCODERS[name].title for name in ("clip", "longclip", "finelip", "tulip")}
-COMPARED = {name: TITLES[name] for name in ("clip", "longclip", "tulip")}
 EXAMPLE_SEED, EXAMPLE_TOKENS = 2_100_000_000, 300  # outside every split of `scenes.dataset`
 SINGLE_FILES = (".safetensors", ".ckpt")
 
@@ -130,9 +128,8 @@ def compared(options: argparse.Namespace) -> dict[str | None, str]:
         if not options.encoder:
             raise ValueError("compare --model needs --encoder: the encoder to set beside the model's own.")
         return {None: "the model's own encoder", options.encoder: options.encoder}
-    if not options.encoder:
-        return dict(COMPARED)
-    return {**COMPARED, checked(options.encoder, options.assets): ENCODERS[options.encoder].title}
+    more = [checked(options.encoder, options.assets)] if options.encoder else []
+    return {name: ENCODERS[name].title for name in (*COMPARED, *more)}
 
 
 def check_sources(options: argparse.Namespace, encoders: Any) -> None:

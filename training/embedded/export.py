@@ -15,6 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from tulip_diffusion.embedded import ENCODERS
 from tulip_diffusion.models.finelip import FineLIPModel
 from tulip_diffusion.models.text_encoder import TulipTextConfig, TulipTextModel, TulipTextModelWithProjection
 
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         (out / "read_out").mkdir(exist_ok=True)
         save_file({k: v for k, v in heads.items() if "image_heads" not in k}, out / "read_out" / f"{slot}.safetensors")
     image_tower(folder / "clip-g").half().save_pretrained(out / "image_encoder_2")
-    for name in ("clip", "longclip", "clip-finetuned", "finelip", "tulip-paper", "tulip"):
+    for name in (name for name, encoder in ENCODERS.items() if encoder.slots is None):
         first, second = folder / f"{name}-l", folder / f"{name}-g"
         if first.is_dir() and second.is_dir():
             export_encoder(first, second, out / "encoders" / name)

@@ -1,7 +1,5 @@
 """The loop that every part of the family shares: AdamW, warm-up and cosine decay, progress, resume."""
 
-import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tulip_diffusion.devices import fast_bfloat16
+from tulip_diffusion.files import replacing
+from tulip_diffusion.training import schedule
 
-WARM_UP = 50
+WARM_UP = 50  # steps
+FLOOR = 0.05  # of the peak learning rate, at the last step
 
 
 class Steps(Dataset):
@@ -29,12 +30,6 @@ class Steps(Dataset):
 
     def __getitem__(self, step: int) -> Any:
         return self.make(step)
-
-
-def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over `WARM_UP` steps, then half a cosine down to a twentieth of `peak`."""
-    warm = min(1.0, (step + 1) / WARM_UP)
-    return peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
 def train(
@@ -71,7 +66,7 @@ def train(
     for step, batch in progress:
         torch.manual_seed(step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, steps, learning_rate)
+            group["lr"] = schedule.learning_rate(step, learning_rate, WARM_UP, steps, FLOOR)
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type)):
             loss = loss_of(send_to_device(batch, device))
         optimizer.zero_grad(set_to_none=True)
@@ -95,9 +90,9 @@ def train(
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    partial = path.with_suffix(".part")
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
-    os.replace(partial, path)
+    """Write weights, optimiser and the number of steps done to `path`, whole or not at all."""
+    with replacing(path) as unfinished:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, unfinished)
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tulip_diffusion.devices import best_device
+from tulip_diffusion.evaluation.details import details
 from tulip_diffusion.scenes.captions import Caption
 from tulip_diffusion.scenes.dataset import SPLITS, SceneDataset, window_caption
-from tulip_diffusion.scenes.oracle import read_scene
 
 from .clip import WIDTH
 from .conditioning import Cache, Encoder, NoPrompt
@@ -100,10 +100,8 @@ def draw(
 def accuracies(pictures: np.ndarray, captions: list[Caption]) -> dict[str, float]:
     """Share of claims that the oracle finds in the pictures, by the role of the sentence that makes them."""
     right: dict[str, list[bool]] = {}
-    for picture, caption in zip(pictures, captions, strict=True):
-        seen = read_scene(picture)
-        for claim in caption.claims:
-            right.setdefault(claim.role, []).append(seen.things[claim.place] == claim.thing)
+    for detail in details(pictures, captions):
+        right.setdefault(detail.role, []).append(detail.right)
     return {role: float(np.mean(hits)) for role, hits in sorted(right.items())}
 
 

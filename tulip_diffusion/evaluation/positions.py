@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tulip_diffusion import arguments
+from tulip_diffusion.embedded import COMPARED
 from tulip_diffusion.scenes.dataset import SPLITS
 
 from .drawing import open_pipeline
@@ -25,7 +26,7 @@ from .records import markdown, write_record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_encoders(parser, ["clip", "longclip", "tulip"])
+    add_encoders(parser, [*COMPARED])
     parser.add_argument(
         "--tokens", type=arguments.whole(3), nargs="+", default=[77, 154, 248, 500, 1000], help="lengths of the texts"
     )

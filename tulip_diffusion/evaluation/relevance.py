@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tulip_diffusion import arguments
 from tulip_diffusion.data import open_captions
+from tulip_diffusion.embedded import COMPARED
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
 
@@ -73,7 +74,7 @@ def relevance(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_encoders(parser, ["clip", "longclip", "tulip"])
+    add_encoders(parser, [*COMPARED])
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other images with captions: any file that `train` reads")
     parser.add_argument("--image-root", help="folder that image paths are relative to; the data file's own by default")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tulip_diffusion import arguments
+from tulip_diffusion.embedded import COMPARED
 from tulip_diffusion.files import replacing
 from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.tokenization import load_tokenizer
@@ -22,7 +23,7 @@ from .side_by_side import Panel, make_strip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip"], help="of the family")
+    parser.add_argument("--encoders", nargs="+", default=[*COMPARED], help="of the family")
     parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=["full", "references", "500"])
     parser.add_argument("--count", type=arguments.count, default=2, help="strips of each kind of prompts (default 2)")
     add_drawing(parser)

@@ -212,7 +212,11 @@ def test_short_prompts_fit_clips_window_and_references_are_measured_by_distance(
     assert all(caption.tokens <= 77 for caption in prompts_of("short", 20))
     captions = prompts_of("references", 4)
     pictures = np.stack([render_array(caption.scene) for caption in captions])
-    assert summarize(details(pictures, captions))["distance"]
+    found = details(pictures, captions)
+    figures = summarize(found)
+    assert figures["distance"] and figures["far references"].mean == 1.0
+    far = sum((claim.distance or 0) > 77 for caption in captions for claim in caption.claims)
+    assert figures["far references"].values == far > 0
 
 
 def test_the_evaluation_command_writes_figures_a_plot_and_a_contact_sheet(family, tmp_path):

@@ -71,7 +71,7 @@ def register_all(subparsers: Any) -> None:
         "all",
         help="every evaluation, and a report of all of them",
         description="Run every evaluation on the embedded family and write one page about them, report.html. What is "
-        "already there from the same command is kept, so an interrupted run goes on where it stopped.",
+        "already there from the same command and weights is kept, so an interrupted run goes on where it stopped.",
         epilog=example("all --size quick"),
     )
     parser.add_argument("--size", choices=SIZES, default="standard", help="how many prompts (default standard)")
@@ -89,6 +89,7 @@ def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentPar
     from .evaluation import plan
     from .evaluation.plots import check_installed
     from .evaluation.provenance import command_line, read_provenance
+    from .provenance import files_hash
 
     check_installed("matplotlib", "markdown")
     root = options.assets / "encoders"
@@ -102,8 +103,10 @@ def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentPar
         for folder, (name, *line) in plan.evaluations(options.size, chosen).items()
     }
     print(announcement(options, commands, chosen[0]), flush=True)
+    weights = files_hash(options.assets)
     for folder, (name, one) in commands.items():
-        if read_provenance(one.out).get("command") == command_line(parsers[name], one):
+        kept = read_provenance(one.out)
+        if (kept.get("command"), kept.get("weights")) == (command_line(parsers[name], one), weights):
             print(f"{folder} is there already")
             continue
         print(f"\n{folder}", flush=True)

@@ -29,6 +29,15 @@ def commit() -> str:
         return f"tulip-diffusion {version('tulip-diffusion')}"
 
 
+def files_hash(folder: Path) -> str:
+    """SHA-256 of the names and contents of all `.safetensors` files below `folder`, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of names, shapes, dtypes and values of all weights, as hexadecimal digits."""
     digest = hashlib.sha256()

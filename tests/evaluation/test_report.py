@@ -89,19 +89,13 @@ def test_results_in_markdown_say_command_commit_and_seed(results):
 
 def test_the_summary_has_a_figure_of_every_record_and_explains_columns_and_names(results):
     write(results / "fidelity/fidelity.json", {"command": {}, "results": {"tulip": {"near": {}}}})
-    distance = {
-        "40-77": MEAN,
-        "77-120": MEAN | {"mean": 0.5, "values": 30},
-        "120-160": MEAN | {"mean": 0.1, "values": 10},
-    }
-    drawn = {
-        name: {"all": MEAN | {"mean": share}, "distance": distance} for name, share in (("clip", 0.4), ("tulip", 0.6))
-    }
+    shares = (("clip", 0.4), ("tulip", 0.6))
+    drawn = {name: {"all": MEAN, "far references": MEAN | {"mean": share}} for name, share in shares}
     write(results / "generation-references/generation.json", {"command": {}, "results": drawn})
     report.write_report(results, results / "report.html", results / "results.md")
     text = (results / "results.md").read_text(encoding="utf-8")
     assert "|  | 225 tokens | far references |" in text
-    assert "| clip | – | **0.40** |" in text and "| tulip | **0.94** | **0.40** |" in text
+    assert "| clip | – | 0.40 |" in text and "| tulip | **0.94** | **0.60** |" in text
     assert text.count("- **far references**: Things drawn right whose colour") == 1
     assert f"- **clip**: {ENCODERS['clip'].description}." in text and "- **tulip-l**" not in text
     assert "far references" in Page((results / "report.html").read_text(encoding="utf-8")).cells
@@ -162,6 +156,11 @@ def test_all_runs_what_is_not_there_yet_and_reports_everything(parsers, family, 
     ran.clear()
     options.run(options)
     assert ran == [("reading", 12)]
+    ran.clear()
+    found = read_provenance(tmp_path / "attention")
+    write(tmp_path / "attention/provenance.json", found | {"weights": "of another family"})
+    options.run(options)
+    assert ran == [("attention", 4)]
     assert "--encoders clip tulip" in read_provenance(tmp_path / "reading")["command"]
 
 

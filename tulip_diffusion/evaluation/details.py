@@ -19,6 +19,8 @@ from tulip_diffusion.scenes.oracle import read_scene
 from .prompts import DISTANCES, POSITIONS, bin_means, position_of
 from .records import Mean, mean_over
 
+WINDOW = 77  # tokens
+
 
 @dataclass(frozen=True)
 class Detail:
@@ -99,12 +101,17 @@ def by_distance(found: Sequence[Detail]) -> dict[str, Mean]:
 
 
 def summarize(found: Sequence[Detail]) -> dict[str, Any]:
-    """Detail accuracy over all, by position, and for references by distance, with what stands in their place."""
+    """Detail accuracy over all, by position, and for references by distance, with what stands in their place.
+
+    "far references" are those that CLIP's window can never hold with what they refer to.
+    """
+    references = [detail for detail in found if detail.role == "colour"]
     return {
         "all": share(found),
         "position": by_position(found),
         "distance": by_distance(found),
-        "own place of references": share([d for d in found if d.role == "colour"], lambda detail: detail.own),
+        "far references": share([detail for detail in references if (detail.distance or 0) > WINDOW]),
+        "own place of references": share(references, lambda detail: detail.own),
     }
 
 

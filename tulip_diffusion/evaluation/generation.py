@@ -6,6 +6,7 @@ Draws prompts of the embedded family's world and reads the pictures exactly. A k
 
 import argparse
 import itertools
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def number_or_word(value: str) -> int | float | str | None:
         return value
 
 
+def in_short(text: str) -> str:
+    """`text` in quotes, its first words where it is long."""
+    return f'"{textwrap.shorten(text, 40, placeholder=" …")}"'
+
+
 def run(options: argparse.Namespace) -> None:
     """The command: draw, read, write."""
     captions = prompts_of(options.prompts, options.count, options.split)
@@ -88,8 +94,8 @@ def run(options: argparse.Namespace) -> None:
     for name, encoder, call in policies(options):
         if encoder != opened:
             pipeline, opened = open_pipeline(encoder, options), encoder
-        for negative in (None, *(options.negative or [])):
-            row = name if negative is None else f'{name} negative="{negative}"'
+        for number, negative in enumerate((None, *(options.negative or []))):
+            row = name if negative is None else f"{name}, negative {number}: {in_short(negative)}"
             more = {} if negative is None else {"negative_prompt": negative}
             pictures[row] = draw_captions(pipeline, captions, **drawing, **call, **more)
             results[row] = summarize(details(pictures[row], captions))

@@ -1,4 +1,4 @@
-"""Where a figure comes from: provenance.json beside it, with the command, the commit, the first seed and the time."""
+"""Where a figure comes from: provenance.json beside it, with command, commit, seed, time and weights."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tulip_diffusion.files import write_text
-from tulip_diffusion.provenance import commit
+from tulip_diffusion.provenance import commit, files_hash
 from tulip_diffusion.scenes.dataset import SPLITS
 
 FILE = "provenance.json"
@@ -29,13 +29,15 @@ def command_line(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 def write_provenance(parser: argparse.ArgumentParser, options: argparse.Namespace, seconds: float) -> None:
     """Write `options.out`/provenance.json, after everything else: where it is, the evaluation is complete."""
-    record = {
+    record: dict[str, Any] = {
         "command": command_line(parser, options),
         "commit": commit(),
         "seed": SPLITS[getattr(options, "split", "evaluation")],
         "seconds": round(seconds, 1),
         "torch": version("torch"),
     }
+    if not getattr(options, "model", None):
+        record["weights"] = files_hash(options.assets)
     write_text(options.out / FILE, json.dumps(record, indent=1))
 
 

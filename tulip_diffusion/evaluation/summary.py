@@ -21,11 +21,8 @@ def drawn(results: Any, encoder: str) -> float:
     return results[encoder]["all"]["mean"]
 
 
-def far_references(results: Any, encoder: str) -> float | None:
-    """Over all bins of more than 77 tokens."""
-    far = [share for bin_, share in results[encoder]["distance"].items() if int(bin_.split("-")[0]) >= 77]
-    count = sum(share["values"] for share in far)
-    return sum(share["mean"] * share["values"] for share in far) / count if count else None
+def far_references(results: Any, encoder: str) -> float:
+    return results[encoder]["far references"]["mean"]
 
 
 def recall(name: str) -> Callable[[Any, str], float]:

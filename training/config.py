@@ -164,6 +164,11 @@ class DistillArguments(LoopArguments, CaptionArguments):
         "Positions that random gaps at sentence starts spread a long text over, for lengths beyond --length.",
     )
     position_encoding: Literal["rope", "cope"] = option("rope", "Positions of a new student.")
+    attention_scaling: Literal["none", "log"] | None = option(
+        None,
+        "Attention scaling that the encoder is saved with; it is always taught without. By default log for a new RoPE "
+        "student of the default objective, none for other new ones, and what its config says for a --student.",
+    )
     freeze_token_embedding: bool = option(True, "Keep the teacher's token table, and textual inversions valid.")
     teacher_cache: str = option(
         "auto", "Folder for the teacher's outputs, computed once; 'auto' is in the output folder, 'off' recomputes."
@@ -190,7 +195,15 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
         "first-sentence", "Short captions: the text before the first '.', or random sentences without the first."
     )
     hard_negative_margin: float = option(0.0, "Margin gamma by which similar texts count as harder negatives.")
+    freeze_token_states: bool = option(
+        False,
+        "Train of the text tower its last layer, final norm and projection alone, so that the token states that SDXL "
+        "reads stay the same bits.",
+    )
     anchor_weight: float = option(1.0, "Weight of stage 1's per-token term, which keeps what SDXL reads; 0 is off.")
+    pooled_anchor_weight: float = option(
+        0.0, "Weight of stage 1's pooled terms, of short and of long texts, which keep what SDXL reads; 0 is off."
+    )
     ntk_alpha: float = option(
         8.0, "alpha of the NTK-aware RoPE; 0 keeps the rotations of a student that stage 1 took to this length."
     )
@@ -199,6 +212,8 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
         super().__post_init__()
         if not 0 <= self.short_weight <= 1:
             raise ValueError(f"short_weight must be a number from 0 to 1, got {self.short_weight}.")
+        if self.freeze_token_states and self.train == "image":
+            raise ValueError("freeze_token_states is about the text tower, which train='image' leaves as it is.")
 
 
 @dataclass(kw_only=True)

@@ -40,6 +40,7 @@ from .student import (
     origins_of,
     prepare_tower,
     refuse_shared_weights,
+    scale_attention,
     unprefixed,
 )
 from .teacher import Targets, Teacher
@@ -99,6 +100,9 @@ class Distillation(Stage):
         self.paper = arguments.objective == "paper"
         self.origins = origins_of(teacher=teacher, tokenizer=tokenizer, **({"student": student} if student else {}))
         self.student = student or new_student(teacher, arguments)
+        # Taught without, read with it: a student that is taught with it learns to undo it (training/LOG.md).
+        self.saved_scaling = arguments.attention_scaling or self.student.config.attention_scaling
+        scale_attention(self.student, "none")
         check_vocabulary(tokenizer, teacher, self.student)
         refuse_shared_weights(self.student, teacher)
         prepare_tower(self.student, arguments)
@@ -219,7 +223,8 @@ class Distillation(Stage):
         return loss, {"loss": loss, **figures}
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
-        """Write the student and its tokenizer."""
+        """Write the student, its attention scaled as asked, and its tokenizer."""
+        scale_attention(self.student, self.saved_scaling)
         self.student.save_pretrained(folder, state_dict=unprefixed(weights, "student."))
         self.tokenizer.save_pretrained(folder)
         return {"objective": self.arguments.objective, "window": self.teacher.window}
@@ -242,4 +247,5 @@ def distill(
     accelerator = build_accelerator(arguments)
     stage = Distillation(teacher, student, tokenizer, data, arguments)
     run_stage(stage, arguments, accelerator, sources)
+    scale_attention(stage.student, stage.saved_scaling)  # in processes that write nothing too
     return stage.student

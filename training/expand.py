@@ -27,7 +27,7 @@ from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss
 from .stage import Chunk, Figures
-from .student import hidden_figures, refuse_shared_weights
+from .student import hidden_figures, pooled_figures, refuse_shared_weights
 from .teacher import Teacher
 from .towers import Pair, pair_batch
 
@@ -51,9 +51,10 @@ def expand_positions(student: TulipTextModelWithProjection, window: int, length:
     assert student.config.rope_parameters is not None  # the config fills it in
     theta = student.config.rope_parameters["rope_theta"]
     for config in configs:
-        config.max_position_embeddings = length
-        if alpha == 0:
+        if alpha == 0:  # it may have read more in stage 1 than it does now
+            config.max_position_embeddings = max(length, config.max_position_embeddings)
             continue
+        config.max_position_embeddings = length
         config.rope_parameters = {
             "rope_type": "ntk",
             "rope_theta": theta,
@@ -61,6 +62,14 @@ def expand_positions(student: TulipTextModelWithProjection, window: int, length:
             "base_length": window,
             "length": length,
         }
+
+
+def freeze_token_states(student: TulipTextModelWithProjection) -> None:
+    """Leave to training what comes after `hidden_states[-2]`: the last layer, the final norm and the projection."""
+    model = student.text_model
+    student.requires_grad_(False)
+    for part in (model.encoder.layers[-1], model.final_layer_norm, student.text_projection):
+        part.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,16 @@ class Expansion(ContrastiveStage):
         refuse_shared_weights(student, towers.text_encoder)
         window = towers.text_encoder.config.max_position_embeddings
         expand_positions(student, window, max(arguments.length, window), arguments.ntk_alpha)
-        self.anchored = arguments.anchor_weight > 0 and arguments.train != "image"
+        self.holds_states = arguments.anchor_weight > 0 and not arguments.freeze_token_states
+        self.anchored = (self.holds_states or arguments.pooled_anchor_weight > 0) and arguments.train != "image"
         cutter = caption_cutter(
             tokenizer, arguments, arguments.seed, window, arguments.short_captions, far=self.anchored
         )
         use_kernels(towers.text_encoder, arguments)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(student, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
+        if arguments.freeze_token_states:
+            freeze_token_states(student)
         self.collate = ExpandCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
 
     def begin(self, accelerator: Accelerator) -> None:
@@ -127,14 +139,20 @@ class Expansion(ContrastiveStage):
     def extra_loss(
         self, outputs: TowerOutputs, chunk: Chunk, accelerator: Accelerator
     ) -> tuple[Tensor | float, Figures]:
-        """The anchor: how far the token states that SDXL reads have moved from the teacher's."""
+        """The anchor: how far what SDXL reads, token states and pooled ones, has moved from the teacher's."""
         if not self.anchored:
             return 0.0, {}
         with accelerator.autocast():
             targets = self.teacher.targets(chunk)
-        terms = hidden_figures(outputs.text, targets, chunk)
-        total = torch.stack(list(terms.values())).sum()
-        return self.arguments.anchor_weight * total, terms
+        total: Tensor | float = 0.0
+        figures: Figures = {}
+        if self.holds_states:
+            figures |= (terms := hidden_figures(outputs.text, targets, chunk))
+            total = total + self.arguments.anchor_weight * torch.stack(list(terms.values())).sum()
+        if self.arguments.pooled_anchor_weight:
+            figures |= (terms := pooled_figures(outputs.text, targets, chunk))
+            total = total + self.arguments.pooled_anchor_weight * torch.stack(list(terms.values())).sum()
+        return total, figures
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Write both towers; run.json says how the rotations were stretched."""

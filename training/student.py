@@ -49,10 +49,21 @@ class TwoTexts(nn.Module):
 
 def new_student(teacher: CLIPTextModelWithProjection, arguments: DistillArguments) -> TulipTextModelWithProjection:
     """A student with the teacher's weights, all but the positions, in memory of its own."""
-    config: dict[str, Any] = {"position_encoding": arguments.position_encoding}
+    ours = arguments.objective == "default" and arguments.position_encoding == "rope"
+    config: dict[str, Any] = {
+        "position_encoding": arguments.position_encoding,
+        "attention_scaling": "log" if ours else "none",
+        "attention_scaling_base": teacher.config.max_position_embeddings,
+    }
     if arguments.position_encoding == "cope":
         config["max_position_embeddings"] = arguments.length
     return copy.deepcopy(from_clip(teacher, **config))
+
+
+def scale_attention(student: TulipTextModelWithProjection, kind: str) -> None:
+    """Set the student's attention scaling, "none" or "log"."""
+    for config in (student.config, student.text_model.config):
+        config.attention_scaling = kind
 
 
 def refuse_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
@@ -125,6 +136,14 @@ def hidden_figures(states: TextStates, targets: Targets, batch: Chunk) -> Figure
         rows = targets.token_row
         student = states.long_states[batch["long_of_row"][rows], targets.token_place]
         figures["long_error"] = aligned_token_error(student, targets.token_states, rows, len(batch["long_of_row"]))
+    return figures
+
+
+def pooled_figures(states: TextStates, targets: Targets, batch: Chunk) -> Figures:
+    """The pooled terms: relative squared error of the pooled states, of short texts and of long ones."""
+    figures = {"short_pooled_error": relative_squared_error(states.short_embeds.float(), targets.pooled).mean()}
+    if states.long_embeds is not None:
+        figures["long_pooled_error"] = long_pooled_error(states.long_embeds, targets, batch)
     return figures
 
 

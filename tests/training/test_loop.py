@@ -1,9 +1,11 @@
+import copy
 import importlib.util
 import json
 import random
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -15,7 +17,7 @@ from tulip_diffusion.training.config import DistillArguments, ExpandArguments, F
 from tulip_diffusion.training.contrastive import LOGIT_SCALE_LIMIT
 from tulip_diffusion.training.distill import Distillation, distill
 from tulip_diffusion.training.embedded.tokenizer import build_tokenizer
-from tulip_diffusion.training.expand import expand
+from tulip_diffusion.training.expand import Expansion, expand
 from tulip_diffusion.training.loop import learning_rate
 from tulip_diffusion.training.towers import image_processor
 
@@ -185,6 +187,101 @@ def test_stage_2_can_keep_the_rotations(tmp_path, tokenizer, load_towers, pairs)
     expand(load_towers(), tokenizer, open_captions(str(pairs), with_images=True), given, student)
     config = TulipTextModel.from_pretrained(tmp_path).config
     assert config.rope_parameters == before and config.max_position_embeddings == 248
+
+
+def test_a_shorter_stage_2_does_not_forget_how_far_stage_1_reads(tmp_path, tokenizer, load_towers, pairs):
+    student = student_of(load_towers())
+    student.config.max_position_embeddings = student.text_model.config.max_position_embeddings = 520
+    given = arguments(ExpandArguments, tmp_path, ntk_alpha=0, length=100)
+    expand(load_towers(), tokenizer, open_captions(str(pairs), with_images=True), given, student)
+    assert TulipTextModel.from_pretrained(tmp_path).config.max_position_embeddings == 520
+
+
+@pytest.mark.parametrize("scaling", ["none", "log"])
+@pytest.mark.parametrize("chunks", [{}, {"chunk_size": 3}])
+@pytest.mark.parametrize("pooled_anchor", [0.0, 1.0])
+def test_frozen_token_states_stay_the_same_bits_while_the_pooled_state_learns(
+    tmp_path, tokenizer, load_towers, pairs, scaling, chunks, pooled_anchor
+):
+    towers = load_towers()
+    student = from_clip(towers.text_encoder, attention_scaling=scaling)
+    before = copy.deepcopy(student).eval()
+    given = arguments(
+        ExpandArguments,
+        tmp_path,
+        **chunks,
+        ntk_alpha=0,
+        freeze_token_states=True,
+        pooled_anchor_weight=pooled_anchor,
+        hard_negative_margin=0.25,
+    )
+    expand(load_towers(), tokenizer, open_captions(str(pairs), with_images=True), given, student)
+    after = TulipTextModelWithProjection.from_pretrained(tmp_path).eval()
+    for sentences in (2, 20, 60):
+        ids = torch.tensor([tokenizer(make_caption(0, sentences), truncation=False, verbose=False).input_ids])
+        old, new = (encoder(ids, output_hidden_states=True) for encoder in (before, after))
+        assert all(map(torch.equal, old.hidden_states[:-1], new.hidden_states[:-1]))
+        assert not torch.allclose(old.text_embeds, new.text_embeds, atol=1e-4)
+    assert after.config.attention_scaling == scaling
+    assert ("long_pooled_error" in history(tmp_path)[-1]) == bool(pooled_anchor)
+    assert "short_error" not in history(tmp_path)[-1]  # an anchor on what cannot move would cost the teacher's time
+
+
+def test_the_pooled_anchor_is_the_relative_error_to_the_teachers_pooled_states(
+    tmp_path, tokenizer, load_towers, pairs
+):
+    towers, data = load_towers(), open_captions(str(pairs), with_images=True)
+    given = arguments(
+        ExpandArguments, tmp_path, steps=1, ntk_alpha=0, anchor_weight=0.0, pooled_anchor_weight=3.0, short_weight=0.2
+    )
+    student = student_of(load_towers())
+    stage = Expansion(load_towers(), student, tokenizer, data, given)
+    chunk = stage.collate([stage.rows[row, 0] for row in range(4)])
+    said = stage.module(chunk["pixel_values"], chunk["short_ids"], chunk["long_ids"], chunk["long_mask"])
+    loss, figures = stage.extra_loss(said, chunk, Accelerator(cpu=True))
+    taught = towers.text_encoder(chunk["short_ids"]).text_embeds
+    expected = ((said.text.short_embeds - taught).square().sum(-1) / taught.square().sum(-1)).mean()
+    assert figures["short_pooled_error"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(3 * (expected + figures["long_pooled_error"]).item(), rel=1e-5)
+
+
+def test_frozen_token_states_are_about_the_text_tower():
+    with pytest.raises(ValueError, match="freeze_token_states is about the text tower, which train='image' leaves"):
+        arguments(ExpandArguments, "unused", freeze_token_states=True, train="image")
+
+
+SAVED_SCALINGS = [
+    ({}, "log"),
+    ({"attention_scaling": "none"}, "none"),
+    ({"objective": "paper"}, "none"),
+    ({"objective": "paper", "attention_scaling": "log"}, "log"),
+    ({"position_encoding": "cope"}, "none"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), SAVED_SCALINGS)
+def test_stage_1_teaches_without_attention_scaling_and_saves_what_is_read_with_it(
+    tmp_path, tokenizer, teacher, changes, expected
+):
+    returned = distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / "1", **changes))
+    plain = {**changes, "attention_scaling": "none"}
+    distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / "2", **plain))
+    assert_same_weights(tmp_path / "1", tmp_path / "2", atol=0)  # what is saved changes nothing that is learned
+    saved = TulipTextModel.from_pretrained(tmp_path / "1").config
+    assert (saved.attention_scaling, saved.attention_scaling_base) == (expected, 77)
+    assert returned.config.attention_scaling == returned.text_model.config.attention_scaling == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "log"), ("none", "none"), ("log", "log")])
+def test_a_student_that_goes_on_keeps_its_attention_scaling_unless_told_otherwise(
+    tmp_path, tokenizer, teacher, asked, expected
+):
+    students = [copy.deepcopy(from_clip(teacher, attention_scaling=kind)) for kind in ("log", "none")]
+    for number, student in enumerate(students):
+        kept = {"attention_scaling": asked if number == 0 else "log"}
+        distill(teacher, tokenizer, captions(), arguments(DistillArguments, tmp_path / f"{number}", **kept), student)
+    assert TulipTextModel.from_pretrained(tmp_path / "0").config.attention_scaling == expected
+    assert_same_weights(tmp_path / "0", tmp_path / "1", atol=0)  # both were taught without
 
 
 def test_lambda_weighs_short_against_long_captions(tmp_path, tokenizer, load_towers, pairs):

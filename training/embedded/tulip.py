@@ -115,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         pad="eos" if options.slot == "l" else "zero",
         freeze_token_embedding=False,
         position_gaps=options.position_gaps,
+        attention_scaling="none",  # `average`, the last part, switches it on
         **usual_kernels(best_device(), options.attn),
         teacher_cache="off",
         num_workers=options.workers,

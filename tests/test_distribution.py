@@ -17,6 +17,7 @@ import pytest
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import tulip_diffusion
 
@@ -101,6 +102,21 @@ def test_every_dependency_of_the_package_has_both_bounds():
         for name, requirement in requirements(extra).items():
             operators = {specifier.operator for specifier in requirement.specifier}
             assert ">=" in operators and operators & {"<", "<="}, name
+
+
+def test_the_page_of_versions_has_every_bound_as_it_was_tested():
+    """The oldest column holds the lower bounds, and the newest one what the lock installs."""
+    page = (ROOT / "docs" / "versions.md").read_text()
+    rows = {
+        canonicalize_name(name): (Version(oldest), newest)
+        for name, oldest, newest in re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d., ]+) \|$", page, re.MULTILINE)
+    }
+    declared = requirements() | requirements("train") | requirements("eval") | requirements("demo")
+    assert set(rows) - {"python"} == set(declared)
+    locked = pins("dev.lock")
+    for name, requirement in declared.items():
+        lowest = next(Version(bound.version) for bound in requirement.specifier if bound.operator == ">=")
+        assert rows[name][0] == lowest and rows[name][1] in locked[name], name
 
 
 def pins(lock: str) -> dict[str, set[str]]:

@@ -239,7 +239,7 @@ def attributes(found: object) -> set[str]:
 def fields(base: type) -> frozenset[str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-    except (OSError, TypeError):  # built in
+    except (OSError, TypeError, SyntaxError):  # built in: no source, or in Python 3.13 some lines of another file
         return frozenset()
     own = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
     return frozenset({*inspect.get_annotations(base), *(node.attr for node in own if node.value.id == "self")})

@@ -76,7 +76,10 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Slider"):
                 slider_of(studio, shown)
             with gr.Tab("Explain"):
-                explain_button = gr.Button("Explain this prompt", variant="primary")
+                with gr.Row():
+                    explain_button = gr.Button("Explain this prompt", variant="primary")
+                    look_button = gr.Button("Which words does the UNet look at? (draws once more)")
+                looked = gr.HTML(elem_id="looked")
                 explanation = gr.HTML(elem_id="explanation")
         settings = settings_of(studio)
         negative, seed, randomise, steps, guidance, size, overflow, length, _ = settings
@@ -100,6 +103,10 @@ def build(studio: Studio) -> gr.Blocks:
         seed_again.click(lambda: False, None, randomise, queue=False, **PRIVATE)
         link.click(None, None, status, js=browser.COPY_LINK, api_visibility="private")
         explain_button.click(page.explain, prompt, explanation, api_visibility="private", **DRAWING)
+        asked = [prompt, negative, seed, steps, guidance, size, overflow, length]
+        look_button.click(page.begin_to_look, None, [looked, status], queue=False, **PRIVATE).then(
+            page.look, asked, [looked, status], show_progress_on=looked, api_visibility="private", **DRAWING
+        )
         prompt.change(page.count_tokens, prompt, bar, queue=False, trigger_mode="always_last", **PRIVATE)
         demo.load(None, [prompt, *settings], [prompt, *settings], js=browser.RECALL, api_visibility="private")
         gr.api(api.compare, api_name="compare", **DRAWING)

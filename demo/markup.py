@@ -30,10 +30,19 @@ def token_bar(text: str, description: PromptDescription) -> str:
     if not tokens:
         return f'<section class="tokens" aria-label="{LABEL}"><p class="counts">{summary}</p></section>'
     words = f'<p class="words" tabindex="0">{coloured(text, len(clip.lost), len(longclip.lost))}</p>'
+    words += syntax(description)
     return (
         f'<section class="tokens" aria-label="{LABEL}"><details open><summary class="counts">{summary}</summary>'
         f"{words}</details>{ruler(tokens)}</section>"
     )
+
+
+def syntax(description: PromptDescription) -> str:
+    """What was read as weights and as tags, where there are any."""
+    weighted = ", ".join(f"<q>{escape(text)}</q> × {weight:.4g}" for text, weight in description.weights)
+    tags = ", ".join(f"<code>{escape(tag)}</code>" for tag in description.tags)
+    parts = [f"Weighted: {weighted}."] * bool(weighted) + [f"Left out: {tags}."] * bool(tags)
+    return f'<p class="syntax">{" ".join(parts)}</p>' if parts else ""
 
 
 def empty_bar() -> str:
@@ -137,6 +146,33 @@ def attention_chart(title: str, shares: Sequence[float], width: int, sentence: s
     )
     chart = f'<div class="bars" aria-hidden="true">{bars}</div><figcaption>{escape(sentence)}</figcaption>'
     return f'<figure class="attention">{heading(title)}{chart}</figure>'
+
+
+def attended(title: str, picture: str, parts: Sequence[tuple[str, float | None]], most: float, sentence: str) -> str:
+    """A picture (its address) and the prompt, each token shaded by its attention over `most`; None is no token."""
+    words = "".join(escape(text) if weight is None else shaded(text, weight, most) for text, weight in parts)
+    image = f'<img src="{picture}" alt="What {escape(title)} made of the prompt">'
+    return (
+        f'<figure class="attended">{heading(title)}{image}<p class="shaded" tabindex="0">{words}</p>'
+        f"<figcaption>{escape(sentence)}</figcaption></figure>"
+    )
+
+
+def shaded(text: str, weight: float, most: float) -> str:
+    if weight == 0:
+        return f'<span class="unread" title="not read">{escape(text)}</span>'
+    share = f"{weight:.1f} times an even share"
+    return f'<span class="read" style="--share:{weight / most:.2f}" title="{share}">{escape(text)}</span>'
+
+
+def attribution(columns: Sequence[str], pixels: bool) -> str:
+    """`columns` of [`attended`]; `pixels` keeps the edges of small pictures."""
+    return (
+        f'<div class="explain{" pixels" * pixels}"><h3>Which words the UNet looks at</h3>'
+        "<p>The UNet’s attention on every token, mean over its layers, heads, pixels and steps. The darker, the more; "
+        "all columns have one scale. What is struck through, an encoder does not read.</p>"
+        f'<div class="charts">{"".join(columns)}</div></div>'
+    )
 
 
 def references(sentences: Sequence[str], found: Sequence[Reference]) -> str:

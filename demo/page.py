@@ -12,6 +12,7 @@ from PIL import Image
 from tulip_diffusion.scenes.guide import outside_world
 
 from . import markup
+from .attribution import attribution_html, attributions, told
 from .errors import sentence_of
 from .explain import explain
 from .prompts import random_prompt
@@ -30,6 +31,7 @@ class Page:
     def __init__(self, studio: Studio):
         self.studio = studio
         self.turns = Turns()
+        self.looking = Turns()  # of those who ask which words the UNet looks at
 
     def count_tokens(self, prompt: str) -> str:
         """The token bar of the prompt as it stands."""
@@ -49,8 +51,8 @@ class Page:
         return view(self.studio.titles, status=markup.status("Waiting for its turn …"), cleared=True, bar=bar)
 
     def stop(self, request: gr.Request) -> Any:
-        stopped = self.turns.stop(request.session_hash)
-        return markup.status("Stopping after this step …") if stopped else gr.skip()
+        stopped = [turns.stop(request.session_hash) for turns in (self.turns, self.looking)]
+        return markup.status("Stopping after this step …") if any(stopped) else gr.skip()
 
     def draw(
         self,
@@ -131,6 +133,45 @@ class Page:
             asked.overflow,
             asked.length,
         ]
+
+    def begin_to_look(self, request: gr.Request) -> list[Any]:
+        """At once, before the queue: what was found of the last prompt goes."""
+        if not self.looking.take(request.session_hash):
+            return [gr.skip(), markup.status("Still looking. Stop ends it after this step.")]
+        return ["", markup.status("Waiting for its turn …")]
+
+    def look(
+        self,
+        prompt: str,
+        negative: str,
+        seed: float,
+        steps: float,
+        guidance: float,
+        size: int,
+        overflow: str,
+        length: str,
+        request: gr.Request,
+        progress: Any = gr.Progress(),  # noqa: B008  # gradio finds it by its default
+    ) -> list[Any]:
+        """Which words the UNet looks at under each encoder, and a sentence for the status."""
+        turn = self.looking.begin(request.session_hash)
+        if turn is None:  # the second click of two
+            return [gr.skip(), gr.skip()]
+        started = time.perf_counter()
+        try:
+            settings = Settings(prompt, negative, whole(seed), whole(steps), guidance, size, overflow, length)
+            found = attributions(
+                self.studio,
+                settings,
+                turn.stopped,
+                lambda done, total: progress((done, total), desc="Looking", unit="steps"),
+            )
+            html = attribution_html(prompt.rstrip(), found, self.studio.weights.embedded)
+            return [html, markup.status(told(list(found), self.studio.titles, time.perf_counter() - started))]
+        except Exception as error:
+            return ["", markup.status(sentence_of(error), problem=True)]
+        finally:
+            self.looking.end(request.session_hash)
 
     def explain(self, prompt: str) -> str:
         try:

@@ -10,7 +10,7 @@ MAX_GUIDANCE = 20
 MAX_SEED = 2**32 - 1
 MAX_IMAGES = 4
 OVERFLOWS = ("own", "windows", "stretch", "truncate")
-LENGTHS = ("own", "auto", "exact", "77", "248")
+LENGTHS = ("own", "auto", "bucket", "exact", "77", "248")
 
 
 @dataclass(frozen=True)

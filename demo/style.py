@@ -45,6 +45,7 @@ CSS = """
   --finelip: #0f766e;
   --longclip: #b45309; --longclip-wash: #f59e0b33;
   --tulip: #b0205a; --tulip-wash: #ec489933;
+  --shade: #f0a35e;
   --right: #15803d; --wrong: #b91c1c;
   width: 100% !important; max-width: 1240px !important; margin: 0 auto !important;
 }
@@ -53,6 +54,7 @@ CSS = """
   --finelip: #5eead4;
   --longclip: #fbbf24; --longclip-wash: #f59e0b3d;
   --tulip: #f9a8d4; --tulip-wash: #ec489945;
+  --shade: #a8480b;
   --right: #4ade80; --wrong: #f87171;
 }
 .gradio-container main { padding-top: 8px !important; }
@@ -127,6 +129,14 @@ h3.encoder.tulip { color: var(--tulip); } h3.encoder.finelip { color: var(--fine
 
 .explain .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 16px; }
 .attention { margin: 0; } .attention figcaption { font-size: 0.9rem; margin-top: 4px; }
+.attended { margin: 0; min-width: 0; } .attended figcaption { font-size: 0.9rem; margin-top: 6px; }
+.attended img { width: 128px; aspect-ratio: 1; margin: 4px 0; }
+.shaded { max-height: 15em; overflow-y: auto; margin: 0; line-height: 1.7; overflow-wrap: anywhere;
+  white-space: pre-wrap; }
+.shaded .read { border-radius: 3px;
+  background: color-mix(in srgb, var(--shade) calc(var(--share) * 100%), transparent); }
+.shaded .unread { color: var(--body-text-color-subdued); text-decoration: line-through; }
+.syntax { margin: 4px 0 0; font-size: 0.9rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .bars { display: flex; align-items: flex-end; gap: 2px; height: 110px;
   border-bottom: 1px solid var(--border-color-primary); }
 .bars i { flex: 1 1 0; max-width: 22px; background: currentColor; border-radius: 3px 3px 0 0; min-height: 1px; }

@@ -32,7 +32,7 @@ README_ROWS = {
     "longclip": "Long-CLIP",
     "finelip": "FineLIP, with our anchor",
     "tulip-paper": "TULIP, the published objective",
-    "tulip-l": "TULIP in the first slot, CLIP windows in the second",
+    "tulip-l": "TULIP in one slot, CLIP windows in the other",
     "tulip": "TULIP in both",
 }
 DRAWN = ("short prompts", "225 tokens", "500 tokens", "1,000 tokens", "2,000 tokens")
@@ -150,7 +150,8 @@ OTHERS = {  # figures of a page that are no measurement of the shipped weights
     "pipelines.md": ("1.1 times, 1.21 times, 1/1.1 times", "1.3 times, from -5 to 5", "weighs 1.1"),
     "training.md": ("Pooled states take 1.5 kB", "(λ, 0.2)", "1.4 to 1.8 times as fast as `sdpa`"),  # in the log
 }
-ELSEWHERE = {"results.md", "results-0.1.0.md", "finelip.md"}  # made from records; of 0.1.0; of towers trained for it
+# Made from records; of 0.1.0; of towers trained for it; of other libraries.
+ELSEWHERE = {"results.md", "results-0.1.0.md", "finelip.md", "versions.md"}
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
 NUMBER = re.compile(r"\d+\.\d+")
 

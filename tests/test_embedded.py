@@ -27,6 +27,7 @@ from tulip_diffusion.models.text_encoder import from_clip
 from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.scenes.dataset import SceneDataset, reference_caption
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
+from tulip_diffusion.scenes.guide import EXAMPLES
 from tulip_diffusion.scenes.read_out import ReadOut, head_accuracies, sentence_targets
 from tulip_diffusion.scenes.render import random_scene, render, render_array
 from tulip_diffusion.tokenization import load_tokenizer
@@ -301,6 +302,23 @@ def test_compare_writes_a_strip_with_the_share_of_details_under_each_picture(com
 def test_the_example_prompt_is_longer_than_248_tokens_and_belongs_to_the_world():
     caption = parse_caption(generate.example_prompt())
     assert 248 < caption.tokens <= 300 and len(caption.claims) == 16
+
+
+def test_one_line_says_which_prompts_are_beyond_the_familys_world(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate, "COMPARED", {"clip": "CLIP", "tulip": "TULIP"})
+    (tmp_path / "prompts.txt").write_text("A harbour.\nTop first red tulip.\nA zebra.\n")
+    for line, start in (
+        (("generate", "A small harbour town"), "This prompt names nothing that the small family can draw. "),
+        (("compare", "red tulip"), "This prompt names nothing that the small family can draw. "),
+        (("generate", "--file", tmp_path / "prompts.txt"), "2 of 3 prompts name nothing that the small"),
+        (("generate", "Top first red tulip."), ""),
+        (("compare", TEXT), ""),
+    ):
+        options = command(*line, "--out", tmp_path / "out.png", "--overwrite")
+        options.run(options)
+        first, *more = capsys.readouterr().err.splitlines()
+        assert first.startswith("Drawing ") and len(more) == bool(start)
+        assert all(told.startswith(start) and "--model" in told and EXAMPLES[0] in told for told in more)
 
 
 def test_pictures_are_judged_against_the_prompt_and_foreign_prompts_are_not():

@@ -90,6 +90,7 @@ def run_generate(options: argparse.Namespace) -> None:
     targets = targets_of(options.out, Path("outputs/picture.png"), len(prompts), options.overwrite)
     check_sources(options, [options.encoder])
     say(f"Drawing {counted(len(prompts), 'picture')}; loading {source_of(options)} …")
+    note_outside(prompts, options)
     pipeline = load_pipeline(options.encoder, options.model, options.device, options.assets)
     for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
         seed = (options.seed + number) % (arguments.LARGEST_SEED + 1)
@@ -111,6 +112,7 @@ def run_compare(options: argparse.Namespace) -> None:
 
     logging.getLogger("tulip_diffusion.pipelines").setLevel(logging.ERROR)  # the strip shows what encoders cannot see
     prompt = prompt or example_prompt()
+    note_outside([prompt], options)
     panels = []
     for encoder, title in encoders.items():
         pipeline = load_pipeline(encoder, options.model, options.device, options.assets)
@@ -120,6 +122,16 @@ def run_compare(options: argparse.Namespace) -> None:
     strip = make_strip(panels, word_positions(prompt, pipeline.tokenizer))
     save(strip, target, {"prompt": prompt, "encoder": [*encoders.values()], **settings_of(options, options.seed)})
     print(target)
+
+
+def note_outside(prompts: Sequence[str], options: argparse.Namespace) -> None:
+    """One line about prompts that name nothing of the small family's world, whose pictures then mean nothing."""
+    from .scenes.guide import outside_world
+
+    notes = [] if options.model else [note for prompt in prompts if (note := outside_world(prompt))]
+    if notes:
+        which = "This prompt names" if len(prompts) == 1 else f"{len(notes)} of {len(prompts)} prompts name"
+        say(notes[0].replace("This prompt names", which) + " With --model, SDXL weights draw anything.")
 
 
 def compared(options: argparse.Namespace) -> dict[str | None, str]:

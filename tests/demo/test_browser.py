@@ -1,5 +1,6 @@
 """The page in a real browser."""
 
+import random
 import shutil
 
 import pytest
@@ -110,6 +111,10 @@ def test_examples_settings_and_tabs_are_there_and_an_empty_prompt_gets_a_sentenc
     page.get_by_role("tab", name="Explain").click()
     page.get_by_role("button", name="Explain this prompt").click()
     page.locator(".attention").nth(2).wait_for()
+    page.get_by_role("button", name="Which words does the UNet look at?").click()
+    page.locator(".attended").nth(2).wait_for(timeout=60_000)
+    assert page.locator(".attended .unread").first.is_visible()
+    assert page.locator(".attended img").nth(2).evaluate("image => image.complete && image.naturalWidth > 0")
     page.get_by_role("tab", name="Side by side").click()
     page.locator("#past img").first.wait_for()
     page.get_by_role("tab", name="Slider").click()
@@ -162,9 +167,10 @@ def test_stopping_at_any_moment_double_clicks_and_a_reload_in_a_run_are_quiet(vi
     page.locator("#settings button").first.click()
     page.get_by_label("number input for Steps").fill("30")
     page.locator("#prompt textarea").fill(LONG)
-    for number in range(6):
+    moments = random.Random(0)
+    for _ in range(20):
         page.locator("#draw").dblclick()
-        page.wait_for_timeout(37 * number**2)
+        page.wait_for_timeout(moments.uniform(0, 900))
         page.locator("#stop").dblclick()
         page.get_by_text("Stopped").wait_for(timeout=60_000)
     assert not problems

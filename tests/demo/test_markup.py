@@ -54,6 +54,16 @@ def test_text_from_outside_never_becomes_markup():
     assert "".join(parts(nasty.strip()).values()) == nasty.strip()
 
 
+def test_weights_and_tags_are_told_as_they_were_read():
+    text = "a (red <cat>:1.3), [dusty] <lora:wood:0.8> house"
+    bar = markup.token_bar(text, describe_prompt(text, TOKENIZER))
+    told = re.search(r'<p class="syntax">(.*?)</p>', bar)[1]
+    assert told == (
+        "Weighted: <q>red &lt;cat&gt;</q> × 1.3, <q>dusty</q> × 0.9091. Left out: <code>&lt;lora:wood:0.8&gt;</code>."
+    )
+    assert "syntax" not in markup.token_bar("a red cat", describe_prompt("a red cat", TOKENIZER))
+
+
 def test_the_empty_bar_needs_no_tokenizer():
     assert "<b>0</b> tokens" in markup.empty_bar()
 

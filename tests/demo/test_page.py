@@ -1,8 +1,13 @@
 """The page's handlers as plain functions, and what the page is before anybody uses it."""
 
 import json
+import re
+from base64 import b64decode
+from html import unescape
+from io import BytesIO
 
 import gradio as gr
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -225,6 +230,68 @@ def test_explain_charts_every_encoder_and_compares_with_clip(page):
     assert "Reads 77 tokens; 0% of its attention" in made
     assert made.count("<tr>") == 3  # head, Long-CLIP, TULIP
     assert "The prompt is empty" in page.explain(" ")
+
+
+def look(page, prompt, steps=2, **more):
+    page.begin_to_look(VISIT)
+    return page.look(prompt, "", 7, steps, 3, 64, "own", "own", VISIT, **more)
+
+
+def columns(html):
+    """Of each encoder, its words with the title of each, and the picture."""
+    found = {}
+    for column in html.split('<figure class="attended">')[1:]:
+        title = re.search(r"<h3[^>]*>(.*?)</h3>", column)[1]
+        words = re.search(r'class="shaded" tabindex="0">(.*?)</p>', column, re.DOTALL)[1]
+        picture = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]*)", column)[1])))
+        found[title] = (unescape(re.sub("<[^>]*>", "", words)), re.findall(r'<span class="(\w+)"', words), picture)
+    return found
+
+
+def test_where_the_unet_looks_is_shown_word_by_word_beside_what_each_encoder_drew(page, studio):
+    prompt = f"(red:1.2) & <b> {LONG}".rstrip()
+    steps = []
+    html, status = look(page, prompt, progress=lambda done, **_: steps.append(done))
+    assert "Drawn once more" in status and steps == [(number, 6) for number in range(1, 7)]
+    drawn = changed(draw(page, prompt, steps=2)[-1])[SHOWN].pictures
+    for title, (text, kinds, picture) in columns(html).items():
+        assert text == prompt
+        lost = studio.unseen(Settings(prompt))[title]
+        unread = len(studio.describe(lost)[1].pieces)
+        assert kinds == ["read"] * (len(kinds) - unread) + ["unread"] * unread
+        difference = np.subtract(picture, Image.open(drawn[title]), dtype=int)
+        assert np.abs(difference).max() <= 3  # the page draws the three in one batch
+    assert len(columns(html)) == 3 and html.count(" times an even share)") == 9
+
+
+@pytest.mark.parametrize(("after", "finished"), [(0, 0), (1, 0), (3, 1), (5, 2)])
+def test_looking_stops_after_its_step_and_keeps_the_encoders_that_are_finished(page, after, finished):
+    def progress(done, **_):
+        if done[0] == after:
+            assert "Stopping" in page.stop(VISIT)
+
+    page.begin_to_look(VISIT)
+    if after == 0:
+        page.stop(VISIT)
+    html, status = page.look(LONG, "", 7, 2, 3, 64, "own", "own", VISIT, progress=progress)
+    assert "Stopped." in status and len(columns(html)) == finished
+    assert page.stop(VISIT) == gr.skip()
+    assert "Drawn once more" in look(page, LONG, 1)[1]
+
+
+def test_looking_tells_what_is_wrong_and_a_double_click_is_one(page):
+    assert "The prompt is empty" in look(page, " ")[1]
+    assert "from 1 to 100" in look(page, LONG, steps=1000)[1]
+    assert "side of 64 pixels" in page.look(LONG, "", 7, 2, 3, 65, "own", "own", begun(page))[1]
+    assert page.look(LONG, "", 7, 2, 3, 64, "own", "own", VISIT) == [gr.skip(), gr.skip()]
+    page.begin_to_look(VISIT)
+    page.looking.begin("one")
+    assert "Still looking" in page.begin_to_look(VISIT)[1]
+
+
+def begun(page):
+    page.begin_to_look(VISIT)
+    return VISIT
 
 
 def test_the_slider_shows_two_pictures_of_the_run(page):

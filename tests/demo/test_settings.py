@@ -1,11 +1,13 @@
 import argparse
+import itertools
 import math
 
 import pytest
 
 from tulip_diffusion.demo.commands import name_and_password
-from tulip_diffusion.demo.settings import Settings
+from tulip_diffusion.demo.settings import LENGTHS, OVERFLOWS, Settings
 from tulip_diffusion.demo.weights import Weights
+from tulip_diffusion.pipelines.conditioning import Conditioning
 
 
 @pytest.mark.parametrize(
@@ -21,7 +23,7 @@ from tulip_diffusion.demo.weights import Weights
         ({"guidance": "high"}, "got 'high'"),
         ({"seed": -1}, "seed"),
         ({"overflow": "fold"}, "windows, stretch, truncate"),
-        ({"length": "1000000"}, "own, auto, exact, 77, 248"),
+        ({"length": "1000000"}, "own, auto, bucket, exact, 77, 248"),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_with_a_sentence(fields, sentence):
@@ -34,6 +36,11 @@ def test_policies_of_the_encoders_themselves_need_no_options():
     chosen = Settings("A tulip.", overflow="windows", length="248").conditioning
     assert chosen == {"overflow": "windows", "sequence_length": 248}
     assert Settings("A tulip.", length="exact").conditioning == {"sequence_length": "exact"}
+
+
+def test_every_choice_is_one_that_the_pipelines_take():
+    for overflow, length in itertools.product(OVERFLOWS, LENGTHS):
+        Conditioning(**Settings("A tulip.", overflow=overflow, length=length).conditioning)
 
 
 def test_weights_that_do_not_go_together_are_refused():

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.pipelines import tiny_sdxl
+from tulip_diffusion.demo.attribution import look
 from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
 from tulip_diffusion.demo.weights import SHARED, Weights
-from tulip_diffusion.embedded import load_embedded_pipeline
-from tulip_diffusion.generate import COMPARED
+from tulip_diffusion.embedded import COMPARED, ENCODERS, load_embedded_pipeline
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 
 LONG = "Top first red tulip. Bottom fourth, a blue key. Lower second green cup. " * 15  # about 280 tokens
@@ -52,8 +52,9 @@ def alone(assets, encoder: str, settings: Settings, **options) -> np.ndarray:
 )
 def test_the_batch_of_three_equals_three_separate_pipelines(studio, assets, settings):
     together = finished(studio, settings)
-    assert list(together) == list(COMPARED.values())
-    for encoder, title in COMPARED.items():
+    titles = {encoder: ENCODERS[encoder].title for encoder in COMPARED}
+    assert list(together) == list(titles.values())
+    for encoder, title in titles.items():
         assert np.abs(together[title] - alone(assets, encoder, settings)).max() <= 1  # of 255
     assert len({picture.tobytes() for picture in together.values()}) == 3
 
@@ -148,3 +149,9 @@ def test_real_weights_are_loaded_once_with_one_encoder_more_for_each_title(tmp_p
     prompt = tiny_sdxl.words(300)
     unseen = {title: len(words.split()) for title, words in studio.unseen(Settings(prompt)).items()}
     assert unseen == {"CLIP": 225, "Long-CLIP": 54, "TULIP": 0}
+    steps: list[int] = []
+    for title, read in (("CLIP", 75), ("Long-CLIP", 246), ("TULIP", 300)):
+        settings = Settings(prompt, steps=2, size=64)
+        one = look(studio.pipelines[title], settings, lambda pipeline, step, *_: steps.append(step) or {})
+        assert len(one.words) == 300 and sum(weight > 0 for weight in one.attention) == read
+    assert steps == [0, 1] * 3

@@ -52,11 +52,13 @@ class Attribution:
         return sum(a for a, is_far in zip(self.attention, far, strict=True) if is_far) / max(sum(self.attention), 1e-9)
 
 
-def attribute(pipeline: Any, prompt: str, seed: int = 0, steps: int = 25, guidance: float = 3.0) -> Attribution:
-    """Draw `prompt` and tell where its UNet looked."""
+def attribute(
+    pipeline: Any, prompt: str, seed: int = 0, steps: int = 25, guidance: float = 3.0, **call: Any
+) -> Attribution:
+    """Draw `prompt` and tell where its UNet looked; `call` holds more keywords for the pipeline."""
     words = pipeline.describe_prompt(prompt).pieces
     with watched_attention(pipeline.unet) as seen:
-        (picture,) = draw_texts(pipeline, [prompt], [seed], steps, guidance)
+        (picture,) = draw_texts(pipeline, [prompt], [seed], steps, guidance, **call)
     own, attention = seen.mean, torch.zeros(len(words))
     read = min(len(words), len(own) - 2)  # BOS, the words that there is room for, EOS, pads
     attention[:read] = own[1 : 1 + read]

@@ -29,9 +29,8 @@ def explain(studio: Studio, settings: Settings) -> str:
         charts = [attention_chart(title, pipeline, text) for title, pipeline in studio.pipelines.items()]
         seen_by_all = text[: len(text) - len(description.readings["CLIP"].lost)]
         figures = fidelity(studio.pipelines, seen_by_all)
-        sentences, found = [], []
-        if studio.weights.embedded:
-            sentences, found = references(text, studio.pipelines, studio.weights.assets / "read_out")
+        heads = studio.weights.assets / "read_out"
+        sentences, found = references(text, studio.pipelines, heads) if studio.weights.embedded else ([], [])
     return (
         '<div class="explain"><h3>Where the prompt\'s summary looks</h3>'
         "<p>Attention of the end-of-text token in the last layer of the first text encoder, mean over heads, "

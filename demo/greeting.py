@@ -51,7 +51,7 @@ def load_greeting(assets: Path, titles: Sequence[str]) -> Greeting | None:
     if not all(file.is_file() for file in (folder / "greeting.json", *files.values())):
         return None
     told = json.loads((folder / "greeting.json").read_text(encoding="utf-8"))
-    pictures = {title: Image.open(file) for title, file in files.items()}
+    pictures: dict[str, Image.Image] = {title: Image.open(file) for title, file in files.items()}
     return Greeting(told["prompt"], pictures, {title: told["notes"][title] for title in titles})
 
 

@@ -79,11 +79,11 @@ class Page:
             yield view(self.studio.titles)
             return
         try:
-            images = whole(images)
-            check_number("number of images", images, 1, MAX_IMAGES, whole=True)
+            count = whole(images)
+            check_number("number of images", count, 1, MAX_IMAGES, whole=True)
             first = random.randrange(MAX_SEED - MAX_IMAGES) if randomise else whole(seed)
             asked = Settings(prompt, negative, first, whole(steps), guidance, size, overflow, length)
-            for settings in [replace(asked, seed=first + number) for number in range(images)]:
+            for settings in [replace(asked, seed=first + number) for number in range(count)]:
                 for updates in self.draw_once(settings, turn, progress):
                     if "run" in updates:
                         past = [*past[-MAX_PAST + 1 :], updates["run"]]

@@ -163,6 +163,7 @@ def attention_hooks(network: nn.Module, mask: Tensor | None, factor: Tensor | No
         return (args, {**kwargs, "encoder_attention_mask": mask}) if CURRENT.get() is context else None
 
     def scale_keys(module: nn.Module, args: tuple, keys: Tensor) -> Tensor | None:
+        assert factor is not None  # or this is no hook of anything
         return keys * factor if CURRENT.get() is context else None
 
     handles = []

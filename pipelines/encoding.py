@@ -93,7 +93,9 @@ def encode(encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTas
     states, pooled = _encode(encoder, tokenizer, dataclasses.replace(task, prompts=short), table)  # as if alone
     chosen = torch.tensor(too_long, device=states.device)
     states = torch.where(chosen[:, None, None], stretched, states)
-    return states, None if pooled is None else torch.where(chosen[:, None], stretched_pooled, pooled)
+    if pooled is not None and stretched_pooled is not None:
+        pooled = torch.where(chosen[:, None], stretched_pooled, pooled)
+    return states, pooled
 
 
 def _encode(

@@ -97,8 +97,8 @@ def long_batch(cuts: Sequence[CutCaption], pad_id: int, rows: Sequence[int]) -> 
     ids = [cuts[row].long_ids for row in rows]
     long_of_row = torch.full((len(cuts),), -1)
     long_of_row[list(rows)] = torch.arange(len(rows))
-    positions = [cuts[row].long_positions for row in rows]
-    gaps = {} if None in positions else {"long_positions": pad_ids(positions, 0)}
+    positions = [cuts[row].long_positions or [] for row in rows]
+    gaps = {"long_positions": pad_ids(positions, 0)} if all(positions) else {}
     return gaps | {
         "long_ids": pad_ids(ids, pad_id),
         "long_mask": pad_sequence([torch.ones(len(row), dtype=torch.long) for row in ids], batch_first=True),

@@ -61,7 +61,7 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
     arguments = pick(STAGES[stage][0], namespace)
     sources = pick(Sources, namespace)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # else the others would wait for a process that is refused here
-        check_places(stage, arguments, sources)
+        check_paths(stage, arguments, sources)
 
     import torch
     from accelerate import PartialState
@@ -79,7 +79,8 @@ def start(stage: str, arguments: Any, sources: Sources) -> None:
 
     from . import loading as load
 
-    check_places(stage, arguments, sources)
+    check_paths(stage, arguments, sources)
+    assert sources.teacher and sources.data  # or they have just been refused
     data = open_captions(
         sources.data,
         sources.data_format,
@@ -114,7 +115,7 @@ def start(stage: str, arguments: Any, sources: Sources) -> None:
         baseline(towers, tokenizer, data, arguments, sources)
 
 
-def check_places(stage: str, arguments: Any, sources: Sources) -> None:
+def check_paths(stage: str, arguments: Any, sources: Sources) -> None:
     """Refuse a source that cannot be there and a folder that cannot be written, before anything is loaded."""
     for name in ("teacher", "data"):
         if not getattr(sources, name):

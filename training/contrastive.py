@@ -195,7 +195,8 @@ class ContrastiveStage(Stage):
 
 def chunk_slices(chunks: Sequence[Chunk]) -> list[slice]:
     """Where each chunk's pairs stand among those of the step; a chunk of no captions repeats the first."""
-    slices, start = [], 0
+    slices: list[slice] = []
+    start = 0
     for chunk in chunks:
         slices.append(slice(start, start + chunk["captions"]) if chunk["captions"] else slices[0])
         start += chunk["captions"]

@@ -76,7 +76,7 @@ def usual_kernels(device: str, attn: str | None = None) -> dict[str, Any]:
 
 def candidates(arguments: LoopArguments, device: torch.device) -> list[tuple[str, str]]:
     """What may be chosen from: precisions that `device` has hardware for, and both back ends."""
-    precisions = [arguments.mixed_precision]
+    precisions: list[str] = [arguments.mixed_precision]
     if arguments.mixed_precision == "auto":
         fp16 = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         half = ["fp16"] if fp16 else ["bf16"] * fast_bfloat16(device.type)

@@ -34,7 +34,7 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from ..baselines import finetune_clip
 from ..config import FineLIPArguments, FinetuneArguments
 from ..finelip import finelip
-from .method import INITIAL_LOGIT_SCALE, agree_on_settings
+from .method import agree_on_settings, trainable
 from .pairs import training_pairs
 
 SETS = ("world-short", "world-long")
@@ -98,15 +98,14 @@ class FineLIPAblation:
     def baseline(self) -> dict[str, Any]:
         """Figures of stretched CLIP under CLIP's own contrastive loss, trained unless it is on disk."""
         folder = self.options.work / "baseline"
-        reader = self.read("clip")
+        clip = self.read("clip")
         if not (folder / "run.json").exists():
-            towers = reader.towers._replace(logit_scale=INITIAL_LOGIT_SCALE)
             arguments = FinetuneArguments(**self.common(folder), stretch=True)
-            finetune_clip(towers, reader.tokenizer, self.pairs, arguments)
+            finetune_clip(trainable(clip), clip.tokenizer, self.pairs, arguments)
         text_encoder = CLIPTextModelWithProjection.from_pretrained(folder).eval()
         image_encoder = load_image_encoder(folder / "image_encoder")
-        trained = reader.towers._replace(text_encoder=text_encoder, image_encoder=image_encoder)
-        encoder = Encoder(BASELINE, trained, reader.tokenizer, device=self.device)
+        trained = clip.towers._replace(text_encoder=text_encoder, image_encoder=image_encoder)
+        encoder = Encoder(BASELINE, trained, clip.tokenizer, device=self.device)
         return self.recall(encoder) | self.kept(text_encoder)
 
     def train(self, on: str, score: str) -> FineLIP:
@@ -122,7 +121,7 @@ class FineLIPAblation:
                 anchor_weight=self.options.anchor,
                 pad="zero",  # the tower of SDXL's second slot
             )
-            towers = clip.towers._replace(image_encoder=own.image_encoder, logit_scale=INITIAL_LOGIT_SCALE)
+            towers = trainable(clip)._replace(image_encoder=own.image_encoder)
             finelip(towers, clip.tokenizer, self.pairs, arguments, student)
         return load_finelip(folder)
 

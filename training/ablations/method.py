@@ -22,7 +22,7 @@ from tulip_diffusion.evaluation.plots import figure
 from tulip_diffusion.evaluation.records import markdown, plain, write_record
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.files import write_text
-from tulip_diffusion.models.checkpoints import load_clip
+from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
@@ -92,6 +92,11 @@ def agree_on_settings(folder: Path, settings: dict[str, str]) -> None:
 def window_of(encoder: Encoder) -> int:
     """Tokens that the CLIP has positions for."""
     return encoder.towers.text_encoder.config.max_position_embeddings
+
+
+def trainable(encoder: Encoder) -> ClipTowers:
+    """Both towers, at the temperature that CLIP's training starts with."""
+    return ClipTowers(encoder.towers.text_encoder, encoder.towers.image_encoder, INITIAL_LOGIT_SCALE)
 
 
 def stage2_name(variant: Variant) -> str:
@@ -168,8 +173,7 @@ class Ablation:
         student, encoder = self.stage1(variant), self.read_clip()
         settings = ExpandArguments(**self.common("stage2", folder), **{**STAGE2, **(variant.stage2 or {})})
         accelerator = build_accelerator(settings)
-        towers = encoder.towers._replace(logit_scale=INITIAL_LOGIT_SCALE)
-        stage = Expansion(towers, student, encoder.tokenizer, self.pairs, settings)
+        stage = Expansion(trainable(encoder), student, encoder.tokenizer, self.pairs, settings)
         if variant.rotations == "own":
             for config in (student.config, student.text_model.config):
                 assert config.rope_parameters is not None  # stage 2 has set them

@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -60,15 +61,15 @@ def open_captions(
 
 def held(rows: Iterator[UsableRow], skipped: SkippedRows, root: str, with_images: bool) -> CaptionData:
     """`rows` in memory."""
-    data = CaptionData([], [] if with_images else None, [], skipped)
+    captions: list[str] = []
+    images: list[Any] = []
+    names: list[str] = []
     for row in rows:
-        data.captions.append(row.caption)
-        data.names.append(row.name)
+        captions.append(row.caption)
+        names.append(row.name)
         if with_images:
-            data.images.append(
-                os.path.normpath(os.path.join(root, row.image)) if isinstance(row.image, str) else row.image
-            )
-    return data
+            images.append(os.path.normpath(os.path.join(root, row.image)) if isinstance(row.image, str) else row.image)
+    return CaptionData(captions, images if with_images else None, names, skipped)
 
 
 def usable_rows(found: Source, source: str, split: str, root: str | None, skipped: SkippedRows) -> Iterator[UsableRow]:

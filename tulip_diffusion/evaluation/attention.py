@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def texts_of(options: argparse.Namespace) -> list[str]:
     if options.data:
-        return open_captions(options.data).captions[: options.count]
+        return list(open_captions(options.data).captions[: options.count])
     return [caption.text for caption in prompts_of(options.prompts, options.count, options.split)]
 
 

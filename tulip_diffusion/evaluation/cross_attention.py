@@ -6,6 +6,7 @@ Hooks read along while a pipeline draws, so any SDXL UNet of diffusers works, wi
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -59,8 +60,8 @@ def last(mask: Tensor | None) -> Tensor | None:
 
 
 @torch.no_grad()
-def token_weights(attention: nn.Module, states: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-    """(tokens,) weights of one row's attention, mean over heads and queries, in single precision.
+def token_weights(attention: Any, states: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+    """(tokens,) weights of one row's diffusers `Attention`, mean over heads and queries, in single precision.
 
     `states` are (1, pixels, width), `text` (1, tokens, width), `mask` what the block adds to the logits, if anything.
     """

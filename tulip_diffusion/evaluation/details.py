@@ -5,7 +5,7 @@ which the prompt has told them. *Reference accuracy*: the same for things whose 
 the same colour as the tulip"), by the token distance to the sentence referred to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Detail:
     own: bool
 
 
-def details(pictures: Sequence[np.ndarray | Image.Image], captions: Sequence[Caption]) -> list[Detail]:
+def details(pictures: Iterable[np.ndarray | Image.Image], captions: Sequence[Caption]) -> list[Detail]:
     """Every claim of every caption held against its picture; arrays are (height, width, 3) in 0..1."""
     found = []
     for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):

@@ -42,11 +42,20 @@ class Embeds(Protocol):
     tokens that are read of a text, None for all of them.
     """
 
-    name: str
-    length: int | None
-    image_key: str
-    text_key: str
-    score: Score | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def length(self) -> int | None: ...
+
+    @property
+    def image_key(self) -> str: ...
+
+    @property
+    def text_key(self) -> str: ...
+
+    @property
+    def score(self) -> Score | None: ...
 
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor: ...
 
@@ -203,6 +212,15 @@ def open_pair(source: str, options: argparse.Namespace) -> "Encoder | OpenClip":
     """
     if source.startswith("open_clip:"):
         return OpenClip(*architecture_and_weights(source), device_of(options.device))
+    return open_towers(source, options)
+
+
+def open_towers(source: str, options: argparse.Namespace) -> Encoder:
+    """As [`open_encoder`], for evaluations that compare pictures with texts token by token.
+
+    Raises:
+        ValueError: there is no image tower, or it is a model of open_clip.
+    """
     encoder = open_encoder(source, options)
     if encoder.towers.image_encoder is None:
         raise ValueError(f"{source} has no image tower, so no picture can be compared. Name a whole CLIP.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from .datasets import RetrievalSet
@@ -64,10 +64,8 @@ def tile(data: RetrievalSet, index: int) -> Image.Image:
 
 
 def framed(picture: Image.Image, right: bool | None) -> Image.Image:
-    colour = INK if right is None else RIGHT if right else WRONG
-    frame = Image.new("RGB", (picture.width + 8, picture.height + 8), colour)
-    frame.paste(picture, (4, 4))
-    return frame
+    """`picture` in a green frame where it is right, a red one where it is wrong, and a dark one for a query."""
+    return ImageOps.expand(picture, border=4, fill=INK if right is None else RIGHT if right else WRONG)
 
 
 def text_block(text: str, colour: str) -> Image.Image:

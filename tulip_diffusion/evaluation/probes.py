@@ -63,7 +63,7 @@ def find_needles(encoder: Embeds, needles: Sequence[Needle], slots: int, name: s
     def at_every_slot(number: int) -> list[tuple[int, float, float, float, list[float], list[float]]]:
         needle = needles[number]
         images = unit(encoder.encode_images([render(scene) for scene in needle.scenes]))
-        rows = []
+        rows: list[tuple[int, float, float, float, list[float], list[float]]] = []
         for place in needle.slots(slots):
             captions = needle.captions(place)
             texts = unit(encoder.encode_texts([caption.text for caption in captions]))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor
 
@@ -194,19 +195,17 @@ def seed_of(row: int, number: int, options: argparse.Namespace) -> int:
 
 
 def save(image: Image.Image, file: Path) -> None:
+    quality: dict[str, Any] = {"quality": 95} if file.suffix == ".jpg" else {}
     with replacing(file) as unfinished:
-        image.save(unfinished, **({"quality": 95} if file.suffix == ".jpg" else {}))
+        image.save(unfinished, **quality)
 
 
 def grid(images: Sequence[Image.Image]) -> Image.Image:
     """Up to four pictures, two in a row; one is itself."""
     if len(images) == 1:
         return images[0]
-    width, height = images[0].size
-    sheet = Image.new("RGB", (2 * width, 2 * height))
-    for number, image in enumerate(images):
-        sheet.paste(image, (number % 2 * width, number // 2 * height))
-    return sheet
+    blank = Image.new("RGB", images[0].size)
+    return make_image_grid([*images, *[blank] * (4 - len(images))], rows=2, cols=2)
 
 
 def features(tower: Embeds, files: Sequence[Path], count: int) -> Tensor:

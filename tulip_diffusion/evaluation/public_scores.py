@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tulip_diffusion.tokenization import load_tokenizer
 
 from .prompts import POSITIONS, bin_means, pick
 from .public_sets import PUBLIC_SETS, Prompt, entries
-from .records import mean_over
+from .records import Mean, mean_over
 
 LITERAL = "character attributes"  # of DetailMaster: they stand word for word in the prompt
 FORMS = ("short_description", "long_description")  # of TIIF: the same content twice
@@ -158,15 +158,15 @@ def summarize_scores(scores: Sequence[Score], prompts: Sequence[Prompt], tokens:
     numbers = {prompt.name: number for number, prompt in enumerate(prompts)}
     values, groups = [score.value for score in scores], [numbers[score.prompt] for score in scores]
 
-    def mean_where(chosen: Callable[[Score], bool]) -> Any:
-        inside = [index for index, score in enumerate(scores) if chosen(score)]
+    def mean_of(chosen: Iterable[bool]) -> Mean | None:
+        inside = [index for index, is_in in enumerate(chosen) if is_in]
         return mean_over(pick(values, inside), pick(groups, inside))
 
     kinds = list(dict.fromkeys(score.kind for score in scores if score.kind))
     forms = {prompt.name: prompt.record.get("form", "") for prompt in prompts}
     summary: dict[str, Any] = {
         "all": mean_over(values, groups),
-        "kind": {kind: mean_where(lambda score, kind=kind: score.kind == kind) for kind in kinds},
+        "kind": {kind: mean_of(score.kind == kind for score in scores) for kind in kinds},
         "tokens": bin_means([tokens[score.prompt] for score in scores], values, groups, POSITIONS),
         "position": bin_means([score.position for score in scores], values, groups, POSITIONS),
     }
@@ -174,7 +174,7 @@ def summarize_scores(scores: Sequence[Score], prompts: Sequence[Prompt], tokens:
     if placed:
         summary["placed"] = sum(score.position is not None for score in placed) / len(placed)
     if any(forms.values()):
-        short, long = (mean_where(lambda s, form=form: forms[s.prompt] == form) for form in FORMS)
+        short, long = (mean_of(forms[score.prompt] == form for score in scores) for form in FORMS)
         summary |= {"short": short, "long": long}
         summary["fall"] = None if short is None or long is None else short.mean - long.mean
     return summary

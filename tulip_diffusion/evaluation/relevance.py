@@ -23,7 +23,7 @@ from tulip_diffusion.embedded import COMPARED
 from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
 
-from .encoders import Encoder, add_encoders, open_pair
+from .encoders import Encoder, add_encoders, open_towers
 from .plots import curve, figure, legend, level, middles
 from .processes import is_first, shared
 from .prompts import POSITIONS, PROMPTS, bin_means, prompts_of
@@ -95,14 +95,14 @@ def pairs_of(options: argparse.Namespace) -> tuple[list[str], list[Image.Image]]
     if options.data:
         data = open_captions(options.data, image_root=options.image_root, with_images=True)
         numbers = range(min(options.count, len(data)))
-        return data.captions[: options.count], [data.image(number) for number in numbers]
+        return list(data.captions[: options.count]), [data.image(number) for number in numbers]
     captions = prompts_of(options.prompts, options.count, options.split)
     return [caption.text for caption in captions], [render(caption.scene) for caption in captions]
 
 
 def run(options: argparse.Namespace) -> None:
     """The command."""
-    opened = {name: open_pair(name, options) for name in options.encoders}  # fails early where one is missing
+    opened = {name: open_towers(name, options) for name in options.encoders}  # fails early where one is missing
     texts, images = pairs_of(options)
     grid = list(product(options.windows, options.strides))
     results: dict[str, dict[str, Any]] = {}

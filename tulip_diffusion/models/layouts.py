@@ -218,7 +218,7 @@ def _one_of_several(state: dict[str, Tensor], subfolder: str | None, rope: str |
 
 def _from_around(beside: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Temperature and projection, which some programs keep one level above the tower: taken out of `beside`."""
-    around = {}
+    around: dict[str, Tensor] = {}
     while "." in prefix:
         prefix = prefix.rstrip(".").rpartition(".")[0]
         prefix = f"{prefix}." if prefix else ""

@@ -160,6 +160,14 @@ class TulipAttention(Captured, CLIPAttention):
     """CLIP's attention with q and k rotated, or with CoPE's bias on its logits."""
 
     captured = ("attentions", 1)
+    config: TulipTextConfig
+    head_dim: int
+    scale: float
+    dropout: float
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
 
     def __init__(self, config: TulipTextConfig):
         super().__init__(config)

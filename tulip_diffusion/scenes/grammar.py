@@ -197,7 +197,7 @@ class Parser:
 
     def parse_freely(self, text: str) -> None:
         """A sentence that the grammar does not write, by the world's words in it; an aside where they say nothing."""
-        places = []
+        places: list[int] = []
         for words in parse_freely(text):
             places += self.places("thing", words, None)
             self.kinds[places[-1]], self.colours[places[-1]] = words["kind"], words["colour"]

@@ -1,0 +1,1 @@
+"""The page that sets text encoders side by side."""

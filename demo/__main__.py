@@ -7,6 +7,7 @@ from .commands import add_arguments, run
 
 
 def main() -> int:
+    """Parse the options, open the page, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tulip_diffusion.demo", description="Open the demo's page.")
     add_arguments(parser)
     try:

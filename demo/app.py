@@ -130,6 +130,7 @@ def helpers(studio: Studio, page: Page, prompt: gr.Textbox) -> None:
 
 
 def small(label: str) -> gr.Button:
+    """A button that takes no more room than its label."""
     return gr.Button(label, size="sm", min_width=60)
 
 
@@ -180,6 +181,7 @@ def settings_of(studio: Studio) -> list[Any]:
 
 
 def choices(values: Sequence[str]) -> list[tuple[str, str]]:
+    """(label, value) of each value, as gradio's dropdowns take them."""
     return [("as each encoder does" if value == "own" else value, value) for value in values]
 
 
@@ -207,6 +209,7 @@ def columns(studio: Studio, greeting: Greeting | None) -> tuple[list[gr.Image], 
 
 
 def slider_of(studio: Studio, shown: gr.State) -> None:
+    """Two pictures of the last run over each other, with a line to drag; `shown` holds that run's pictures."""
     titles = list(studio.titles)
     with gr.Row():
         left = gr.Dropdown(titles, value=titles[0], label="Left")

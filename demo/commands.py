@@ -9,6 +9,7 @@ from tulip_diffusion.embedded import ASSETS
 
 
 def register(subparsers: Any) -> None:
+    """Add the command `demo`."""
     parser = arguments.add_command(
         subparsers,
         "demo",
@@ -22,6 +23,7 @@ def register(subparsers: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `demo`: what draws, and where the page is served."""
     parser.add_argument("--model", type=arguments.weights, help="SDXL weights: a folder, a Hub id or a single file")
     parser.add_argument(
         "--tulip",
@@ -82,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def name_and_password(text: str) -> tuple[str, str]:
+    """USER:PASSWORD as a pair; argparse's error where either is empty."""
     name, colon, password = text.partition(":")
     if not (name and colon and password):
         arguments.refuse(text, "USER:PASSWORD, both not empty")
@@ -89,5 +92,6 @@ def name_and_password(text: str) -> tuple[str, str]:
 
 
 def require(module: str, command: str) -> None:
+    """Raises ValueError, with the `command` that installs it, where a package is missing."""
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"The package {module} is missing. Install it with: {command}")

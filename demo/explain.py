@@ -46,6 +46,7 @@ def explain(studio: Studio, settings: Settings) -> str:
 
 
 def attention_chart(title: str, pipeline: Any, text: str) -> str:
+    """Where one encoder's summary looks, as a chart in HTML."""
     shares = end_attention(pipeline.text_encoder, pipeline.tokenizer, text)
     bars = [part.sum().item() for part in shares.split(BARS)]
     beyond = shares[76:].sum().item()

@@ -36,11 +36,13 @@ class Greeting:
 
     @property
     def sentence(self) -> str:
+        """What stands below the pictures, as HTML."""
         return markup.status(
             f"Drawn for you before you came: the example of {SIZE} tokens. Write a prompt of your own, or choose one."
         )
 
     def alt_text(self, title: str) -> str:
+        """What a screen reader says of the picture of `title`."""
         return f"What {title} made of the example of {SIZE} tokens"
 
 
@@ -56,6 +58,7 @@ def load_greeting(assets: Path, titles: Sequence[str]) -> Greeting | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the greeting's pictures and write them into the family's folder."""
     parser = argparse.ArgumentParser(description="Draw the example that greets a visitor of the demo.")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="the family's folder (default: the package's)")
     options = parser.parse_args(arguments)

@@ -52,6 +52,7 @@ def empty_bar() -> str:
 
 
 def ruler(tokens: int) -> str:
+    """The bar of a prompt of so many tokens, in three colours, with marks at 77 and 248."""
     scale = 100 / max(tokens, RULER)
     parts = (("clip", 0, 77), ("longclip", 77, 248), ("tulip", 248, tokens))
     bars = "".join(
@@ -80,14 +81,17 @@ def coloured(text: str, beyond_clip: int, beyond_longclip: int) -> str:
 
 
 def span(kind: str, text: str, start: int, stop: int) -> str:
+    """`text[start:stop]`, escaped, in the colour of `kind`."""
     return f'<span class="{kind}">{escape(text[start:stop])}</span>'
 
 
 def heading(title: str) -> str:
+    """The title of an encoder's column."""
     return f'<h3 class="encoder {KINDS[title]}">{escape(title)}</h3>'
 
 
 def title(introduction: str, world: str) -> str:
+    """The head of the page."""
     line = f"<p>{escape(introduction)} {escape(world)}</p>"
     return f"<h1>What does the text encoder see?</h1>{line}"
 
@@ -99,6 +103,7 @@ def guide(how: str, examples: Sequence[str]) -> str:
 
 
 def hint(sentence: str) -> str:
+    """A sentence in small print."""
     return f'<p class="hint">{escape(sentence)}</p>'
 
 
@@ -118,11 +123,13 @@ def note(lost: str, verdicts: Sequence[Verdict] = (), score: str = "") -> str:
 
 
 def mark(verdict: Verdict) -> str:
+    """✓ or ✗ for one sentence, which shows on hovering."""
     kind, sign = ("right", "✓") if verdict.right else ("wrong", "✗")
     return f'<span class="{kind}" title="{escape(verdict.sentence)}">{sign}</span>'
 
 
 def line(verdict: Verdict) -> str:
+    """One sentence of the prompt with its sign, as an item of a list."""
     kind, sign, word = {
         True: ("right", "✓", "right"),
         False: ("wrong", "✗", "wrong"),
@@ -132,6 +139,7 @@ def line(verdict: Verdict) -> str:
 
 
 def status(sentence: str, problem: bool = False) -> str:
+    """A sentence about the run; a `problem` is announced at once by screen readers."""
     kind, role = ("status problem", "alert") if problem else ("status", "status")
     return f'<p class="{kind}" role="{role}">{escape(sentence)}</p>'
 
@@ -200,20 +208,24 @@ def references(sentences: Sequence[str], found: Sequence[Reference]) -> str:
 
 
 def told(number: int, text: str, reference: Reference | None) -> str:
+    """Sentence `number` of the prompt, focusable where it refers to another one."""
     if reference is None:
         return f'<span data-n="{number}">{escape(text)}</span>'
     return f'<span class="ref" tabindex="0" data-n="{number}">{escape(text)}</span>'
 
 
 def sign(right: bool) -> str:
+    """✓ or ✗."""
     return "✓" if right else "✗"
 
 
 def kind_at(position: int) -> str:
+    """Who still sees the token at `position`, as a CSS class."""
     return "clip" if position < 77 else "longclip" if position < 248 else "tulip"
 
 
 def table(rows: Mapping[str, Sequence[str]], columns: Sequence[str], caption: str) -> str:
+    """A table of figures; `rows` maps a row's title to its cells."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(
         f'<tr><th scope="row">{escape(title)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"

@@ -41,6 +41,7 @@ class Page:
             return markup.status(sentence_of(error), problem=True)
 
     def random_prompt(self) -> str:
+        """A prompt that nobody has seen before."""
         return random_prompt(self.studio.weights.embedded)
 
     def begin(self, prompt: str, request: gr.Request) -> list[Any]:
@@ -51,6 +52,7 @@ class Page:
         return view(self.studio.titles, status=markup.status("Waiting for its turn …"), cleared=True, bar=bar)
 
     def stop(self, request: gr.Request) -> Any:
+        """End the visit's runs after their current step."""
         stopped = [turns.stop(request.session_hash) for turns in (self.turns, self.looking)]
         return markup.status("Stopping after this step …") if any(stopped) else gr.skip()
 
@@ -174,6 +176,7 @@ class Page:
             self.looking.end(request.session_hash)
 
     def explain(self, prompt: str) -> str:
+        """The explanation of a prompt as HTML, or the problem in one sentence."""
         try:
             return explain(self.studio, Settings(prompt))
         except Exception as error:

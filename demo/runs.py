@@ -32,6 +32,7 @@ class Run:
 
     @property
     def caption(self) -> str:
+        """Seed and scores, in one line."""
         scores = [f"{title} {score.split(' details')[0]}" for title, score in self.scores.items() if score]
         return " · ".join([f"seed {self.settings.seed}", *scores])
 

@@ -53,10 +53,12 @@ class Settings:
         return options
 
     def as_dict(self) -> dict[str, Any]:
+        """Every setting by its name, ready for JSON."""
         return asdict(self)
 
 
 def check_text(name: str, text: str) -> None:
+    """Raises ValueError where `text` is no text, or longer than the page takes."""
     if not isinstance(text, str):
         raise ValueError(f"The {name} must be text, got {text!r:.100}.")
     if len(text) > MAX_CHARACTERS:
@@ -66,11 +68,13 @@ def check_text(name: str, text: str) -> None:
 
 
 def check_tokens(name: str, tokens: int) -> None:
+    """Raises ValueError where a text has more tokens than the page takes."""
     if tokens > MAX_TOKENS:
         raise ValueError(f"The {name} has {tokens:,} tokens, and this page takes up to {MAX_TOKENS:,}. Shorten it.")
 
 
 def check_number(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
+    """Raises ValueError where `value` is no number from `low` to `high`."""
     if not isinstance(value, int if whole else int | float) or not low <= value <= high:
         kind = "whole number" if whole else "number"
         raise ValueError(f"The {name} must be a {kind} from {low:,} to {high:,}, got {value!r}.")

@@ -15,6 +15,7 @@ RASPBERRY = gr.themes.Color(
 
 
 def theme() -> Any:
+    """Gradio's Soft theme in the page's colours, light and dark."""
     return gr.themes.Soft(primary_hue=RASPBERRY, neutral_hue=gr.themes.colors.stone, font=SYSTEM, font_mono=MONO).set(
         body_background_fill="#faf8f4",
         body_background_fill_dark="#171412",

@@ -45,5 +45,6 @@ class Turns:
             return turn is not None
 
     def end(self, visit: str | None) -> None:
+        """The visit's run is over, however it ended."""
         with self._lock:
             self._turns.pop(visit, None)

@@ -65,6 +65,7 @@ class Weights:
 
     @property
     def embedded(self) -> bool:
+        """Whether the embedded family draws."""
         return self.model is None
 
     @property
@@ -77,10 +78,12 @@ class Weights:
 
     @property
     def steps(self) -> int:
+        """Denoising steps that the page starts with."""
         return 25 if self.embedded else 30
 
     @property
     def guidance(self) -> float:
+        """Guidance scale that the page starts with."""
         return 3.0 if self.embedded else 5.0
 
     @property
@@ -118,6 +121,7 @@ def load_pipelines(weights: Weights) -> dict[str, Any]:
 
 
 def embedded_pipelines(weights: Weights) -> Iterator[tuple[str, Any]]:
+    """Each column's title with its pipeline; the first one's UNet, VAE and scheduler serve all."""
     shared: dict[str, Any] = {}
     for encoder, title in TITLES.items():
         if title not in weights.titles:

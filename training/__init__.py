@@ -1,0 +1,1 @@
+"""Stages, baselines, ablations, and the shipped family's own training."""

@@ -25,6 +25,7 @@ LARGEST_GUIDANCE = 100  # far beyond this, pictures are noise, and then not numb
 
 
 def refuse(text: object, expected: str) -> NoReturn:
+    """Raise argparse's error: what was expected, and what came."""
     raise argparse.ArgumentTypeError(f"must be {expected}, got {str(text)!r}")
 
 
@@ -102,6 +103,7 @@ def device(text: str) -> str:
 
 
 def existing_file(text: str) -> Path:
+    """For `type=`: the path of a file that exists."""
     path = Path(text)
     if path.is_dir():
         refuse(text, "a file, not a folder")
@@ -109,6 +111,7 @@ def existing_file(text: str) -> Path:
 
 
 def existing_folder(text: str) -> Path:
+    """For `type=`: the path of a folder that exists."""
     return Path(text) if text and Path(text).is_dir() else refuse(text, "a folder that exists")
 
 
@@ -208,6 +211,7 @@ class Help(argparse.HelpFormatter):
 
 
 def as_text(default: Any) -> str:
+    """A default as the help page shows it."""
     if isinstance(default, bool):
         return "on" if default else "off"
     return " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default).replace("%", "%%")
@@ -220,15 +224,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"formatter_class": Help, "allow_abbrev": False, **keywords})
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, and exit with status 2."""
         self.exit(2, f"{self.prog}: {' '.join(message.split())}. See {self.prog} --help.\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, with underscores in options read as hyphens."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(with_hyphens, words[:end]), *words[end:]], namespace)
 
 
 def with_hyphens(word: str) -> str:
+    """`--batch_size=8` as `--batch-size=8`; other words as they are."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")

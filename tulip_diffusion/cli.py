@@ -62,6 +62,7 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 
 def build_parser() -> "ArgumentParser":
+    """The parser of `tulip-diffusion` with all its commands."""
     from tulip_diffusion import __version__, convert, describe, evaluate, generate
     from tulip_diffusion.arguments import Parser
     from tulip_diffusion.demo import commands as demo

@@ -40,6 +40,7 @@ def destination(text: str) -> Path:
 
 
 def register(subparsers: Any) -> None:
+    """Add the command `convert`."""
     parser = add_command(
         subparsers,
         "convert",
@@ -72,6 +73,7 @@ def register(subparsers: Any) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
+    """The command: read, write, and say what the file cannot hold."""
     to_file = options.dest.suffix.lower() in FILES
     check_destination(options, to_file)
 
@@ -87,6 +89,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def check_destination(options: argparse.Namespace, to_file: bool) -> None:
+    """Refuse to overwrite the source, or what `convert` did not write, before anything is read."""
     dest, source = options.dest, Path(options.source)
     if source.exists() and source.resolve() == dest.resolve():
         raise ValueError(f"{dest} is SOURCE itself. Name another DEST.")

@@ -6,17 +6,9 @@ from typing import Any
 
 from .arguments import add_command, existing_file, read_prompt, read_text, weights
 
-VIT_L_14 = {  # SDXL's first text encoder
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-UNTRAINED = "untrained"
-
 
 def register(subparsers: Any) -> None:
+    """Add the command `describe`."""
     parser = add_command(
         subparsers,
         "describe",
@@ -32,17 +24,13 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--clean", action="store_true", help="clean the text as open_clip does before counting")
     parser.add_argument(
         "--encoder",
-        type=encoder,
-        help="also encode the prompt with this checkpoint file, folder or Hub id; 'untrained' makes a TULIP encoder "
-        "of CLIP ViT-L/14's size with random weights, to see that it runs",
+        type=weights,
+        help="also encode the prompt with this checkpoint file, folder or Hub id, to see that it runs",
     )
 
 
-def encoder(text: str) -> str:
-    return text if text == UNTRAINED else weights(text)
-
-
 def describe(options: argparse.Namespace) -> None:
+    """The command: print what each encoder sees of a prompt."""
     if (options.prompt is None) == (options.file is None):
         raise ValueError("describe takes a PROMPT or --file, one of the two.")
     prompt = read_text(options.file).strip() if options.file else read_prompt(options.prompt)
@@ -65,17 +53,12 @@ def describe(options: argparse.Namespace) -> None:
 def encode(ids: list[int], source: str) -> str:
     """Encode one text's ids and say what came out."""
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     from .models.checkpoints import load_text_encoder
-    from .models.text_encoder import from_clip
     from .progress import hide_loading_bars
 
     hide_loading_bars()
-    if source == UNTRAINED:
-        model = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**VIT_L_14)).eval())
-    else:
-        model = load_text_encoder(source)
+    model = load_text_encoder(source)
     start = time.perf_counter()
     with torch.no_grad():
         output = model(torch.tensor([ids]), output_hidden_states=True)

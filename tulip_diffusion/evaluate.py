@@ -30,6 +30,7 @@ SIZES = ("quick", "standard", "thorough")
 
 
 def register(subparsers: Any) -> None:
+    """Add every `evaluate …`, `all` and `report`."""
     for name, summary in EVALUATIONS.items():
         parser = subparsers.add_parser(name, help=summary, formatter_class=Help, epilog=example(name))
         fill_when_used(parser, fill, name)
@@ -38,10 +39,12 @@ def register(subparsers: Any) -> None:
 
 
 def example(line: str) -> str:
+    """The last lines of a help page."""
     return f"example:\n  tulip-diffusion evaluate {line}"
 
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
+    """Give `evaluate NAME` its options and its run."""
     module = import_module(f"{__package__}.evaluation.{MODULES.get(name, name)}")
     parser.description = module.__doc__
     module.add_arguments(parser)
@@ -67,6 +70,7 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def register_all(subparsers: Any) -> None:
+    """Add `evaluate all`."""
     parser = subparsers.add_parser(
         "all",
         help="every evaluation, and a report of all of them",
@@ -85,6 +89,7 @@ def register_all(subparsers: Any) -> None:
 
 
 def run_all(options: argparse.Namespace, parsers: dict[str, argparse.ArgumentParser]) -> None:
+    """Run every evaluation that is not there yet, then write the report."""
     from .embedded import slots_of
     from .evaluation import plan
     from .evaluation.plots import check_installed
@@ -133,6 +138,7 @@ def announcement(options: argparse.Namespace, commands: dict[str, tuple[str, Any
 
 
 def register_report(subparsers: Any) -> None:
+    """Add `evaluate report`."""
     parser = subparsers.add_parser(
         "report",
         help="one page about all results in a folder",
@@ -148,6 +154,7 @@ def register_report(subparsers: Any) -> None:
 
 
 def run_report(options: argparse.Namespace) -> None:
+    """Write the page about all records below a folder."""
     from .evaluation.plots import check_installed
     from .evaluation.report import write_report
 

@@ -19,6 +19,7 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 
 
 def register(subparsers: Any) -> None:
+    """Add the commands `generate` and `compare`."""
     generate = add_command(
         subparsers,
         "generate",
@@ -60,6 +61,7 @@ def register(subparsers: Any) -> None:
 
 
 def add_drawing_options(command: argparse.ArgumentParser) -> None:
+    """The options that both commands have."""
     command.add_argument("--model", type=arguments.weights, help="SDXL weights: a folder, a Hub id or a single file")
     command.add_argument(
         "--encoder",
@@ -86,6 +88,7 @@ def add_drawing_options(command: argparse.ArgumentParser) -> None:
 
 
 def run_generate(options: argparse.Namespace) -> None:
+    """The command: one picture for each prompt."""
     prompts = read_prompts(options.prompt, options.file)
     targets = targets_of(options.out, Path("outputs/picture.png"), len(prompts), options.overwrite)
     check_sources(options, [options.encoder])
@@ -100,6 +103,7 @@ def run_generate(options: argparse.Namespace) -> None:
 
 
 def run_compare(options: argparse.Namespace) -> None:
+    """The command: one prompt under several encoders, side by side."""
     prompt = None if options.prompt is None else read_prompt(options.prompt)
     (target,) = targets_of(options.out, Path("outputs/compare.png"), 1, options.overwrite)
     encoders = compared(options)
@@ -163,14 +167,17 @@ def check_sources(options: argparse.Namespace, encoders: Any) -> None:
 
 
 def counted(number: int, noun: str) -> str:
+    """ "1 picture", "3 pictures"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def source_of(options: argparse.Namespace) -> str:
+    """What draws, in words."""
     return options.model or "the embedded family"
 
 
 def encoder_of(options: argparse.Namespace) -> str:
+    """Which encoder draws, in words."""
     return options.encoder or ("the model's own" if options.model else "tulip")
 
 
@@ -252,6 +259,7 @@ def load_pipeline(
 
 
 def draw(pipeline: Any, prompt: str, options: argparse.Namespace, seed: int) -> Any:
+    """The picture of `prompt` from the noise of `seed`."""
     import torch
 
     settings = settings_of(options, seed)

@@ -57,6 +57,7 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
 
 
 def library() -> ModuleType:
+    """This package, which may not be imported as a whole yet."""
     return sys.modules["tulip_diffusion"]
 
 
@@ -64,6 +65,7 @@ class AfterImport(MetaPathFinder):
     """Finds the modules in `TABLES` as Python does, and enters our names when such a module has run."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The module's own spec, which enters our names in it once it has run; None for all other modules."""
         if name not in TABLES:
             return None
         spec = PathFinder.find_spec(name, path, target)

@@ -1,0 +1,1 @@
+"""What one choice of the method is worth."""

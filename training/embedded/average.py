@@ -9,6 +9,7 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the weighted mean of two encoders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=Path, help="folder of a TULIP encoder")
     parser.add_argument("second", type=Path, help="folder of one that went on from there")

@@ -33,6 +33,7 @@ SLOTS = {  # SDXL's two: activation, and the token that pads
 
 
 def build_clip(slot: str, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A new CLIP for one of SDXL's slots, "l" or "g"."""
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
@@ -102,6 +103,7 @@ class ClipBatches:
 
 
 def clip_loss(model: ClipWithHeads, batch: dict[str, Tensor]) -> Tensor:
+    """CLIP's symmetric contrastive loss, plus the cross-entropies of both towers' read-out heads; a scalar."""
     clip = model.clip
     text = clip.text_model(input_ids=batch["ids"], output_hidden_states=True)
     vision = clip.vision_model(pixel_values=normalised(batch["pictures"]))
@@ -138,6 +140,7 @@ def check_clip(model: ClipWithHeads, tokenizer: CLIPTokenizer, count: int = 256)
 
 
 def load_clip_with_heads(folder: Path) -> tuple[ClipWithHeads, CLIPTokenizer]:
+    """What [`main`] wrote into `folder`, in evaluation mode, and its tokenizer."""
     model = ClipWithHeads(CLIPModel.from_pretrained(folder))
     heads = load_file(folder / "heads.safetensors")
     missing, unexpected = model.load_state_dict(heads, strict=False)
@@ -146,6 +149,7 @@ def load_clip_with_heads(folder: Path) -> tuple[ClipWithHeads, CLIPTokenizer]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train the CLIP of one slot and write it with its heads."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slot", choices=SLOTS, help="of SDXL's two: the first (l) or the second (g)")
     parser.add_argument("--out", type=Path, default=None, help="default: outputs/embedded/clip-SLOT")

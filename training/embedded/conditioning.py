@@ -52,6 +52,7 @@ class Encoder:
 
     @torch.no_grad()
     def latents(self, pictures: Tensor) -> Tensor:
+        """Normalised latents (batch, 4, 8, 8) of pictures (batch, 3, 64, 64) in -1..1."""
         with torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16(self.device)):
             latents = self.vae.encode(pictures.to(self.device)).latent_dist.mode()
         return (latents.float() - self.mean) / self.std
@@ -99,10 +100,12 @@ class Cache:
         self.number = -1
 
     def inputs(self, chunk: int) -> tuple[Tensor, list[Tensor]]:
+        """Pictures and token ids of `CHUNK` scenes."""
         pictures, captions = self.data.batch(chunk * CHUNK, CHUNK)
         return pictures, self.encoder.tokenize([caption.text for caption in captions])
 
     def fill(self, number: int) -> None:
+        """Encode the scenes of shard `number`."""
         chunks = range(number * self.shard // CHUNK, (number + 1) * self.shard // CHUNK)
         steps = Steps(self.inputs, chunks.stop)
         loader = DataLoader(steps, batch_size=None, sampler=chunks, num_workers=self.workers)

@@ -48,6 +48,7 @@ def image_tower(folder: Path) -> CLIPVisionModelWithProjection:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the family's assets."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"))
     parser.add_argument("--out", type=Path, default=Path("outputs/embedded/assets"))

@@ -33,6 +33,7 @@ def training_caption(rng: np.random.Generator, references: float = REFERENCES["c
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write captions.jsonl and its pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/embedded/captions"))
     parser.add_argument("--count", type=int, default=8000)

@@ -12,6 +12,7 @@ BYTES = 512  # the first tokens of CLIP's vocabulary: every byte, inside a word 
 
 
 def world_words() -> list[str]:
+    """All the words that texts of the world are made of, in lower case."""
     templates = [text for wordings in TEMPLATES.values() for texts in wordings.values() for text in texts]
     texts = [*templates, *REMARKS, *ASIDES, *(word for words in WORDS.values() for word in words), "an"]
     return sorted(set(re.findall(r"'s|[a-z]+", " ".join(re.sub(r"\{\w+\}", "", text) for text in texts).lower())))

@@ -49,6 +49,7 @@ class ReferenceCutter(CaptionCutter):
     """Cuts captions of the world so that what the teacher is asked for is in what it reads."""
 
     def cut_far(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:
+        """As [`CaptionCutter.cut_far`], with all sentences that a matched one refers to in its sub-caption."""
         near, count = self.near_sentences(tokenized), len(tokenized.sentences)
         if near == count:
             return []  # the teacher can read all of it
@@ -67,6 +68,7 @@ class ReferenceCutter(CaptionCutter):
         return cuts
 
     def fits(self, tokenized: TokenizedCaption, group: set[int]) -> bool:
+        """Whether the sentences of `group` fit into the teacher's window."""
         return sum(len(tokenized.sentences[sentence]) for sentence in group) <= self.window - 2
 
 
@@ -74,6 +76,7 @@ class ReferenceDistillation(Distillation):
     """Stage 1 with a [`ReferenceCutter`]."""
 
     def build_cutter(self) -> CaptionCutter:
+        """Cuts as [`ReferenceCutter`] does."""
         window = self.teacher.window
         length = max(self.arguments.length, window)
         return ReferenceCutter(
@@ -88,6 +91,7 @@ class ReferenceDistillation(Distillation):
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Distil the TULIP encoder of one slot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("slot", choices=("l", "g"), help="of SDXL's two")
     parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"), help="holds clip-l, clip-g, captions")

@@ -30,6 +30,7 @@ TEXTS: dict[str, tuple[Callable[[np.random.Generator], Caption], NoPrompt]] = {
 
 
 def build_unet(channels: Sequence[int] = (96, 160)) -> UNet2DConditionModel:
+    """A new UNet for latents of 8 × 8, with `channels` at each of its resolutions."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=tuple(channels),
@@ -63,6 +64,7 @@ def build_scheduler() -> DDIMScheduler:
 def denoising_loss(
     unet: UNet2DConditionModel, scheduler: DDIMScheduler, latents: Tensor, states: Tensor, pooled: Tensor
 ) -> Tensor:
+    """Mean squared error of the predicted velocity at random timesteps; a scalar."""
     batch, device = len(latents), latents.device
     noise = torch.randn_like(latents)
     timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (batch,), device=device)
@@ -106,6 +108,7 @@ def accuracies(pictures: np.ndarray, captions: list[Caption]) -> dict[str, float
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train the UNet and write it with its scheduler."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("outputs/embedded"), help="holds vae, clip-l and clip-g")
     parser.add_argument("--start", type=Path, help="folder of a trained UNet to go on from")

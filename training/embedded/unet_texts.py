@@ -28,6 +28,7 @@ def english_words() -> tuple[str, ...]:
 
 
 def random_words(rng: np.random.Generator, count: int) -> list[str]:
+    """`count` English words, most of which the world does not have."""
     return [choose(rng, english_words()) for _ in range(count)]
 
 

@@ -50,6 +50,7 @@ def unpack_student(assets: Path, slot: str, teacher: CLIPModel, target: Path) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Unpack VAE, UNet, both CLIPs and both TULIP encoders."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--out", type=Path, default=Path("outputs/embedded"), help="folder of the family")

@@ -21,6 +21,7 @@ HELD_OUT = 1_000_000_000  # seeds from here on are never trained on
 
 
 def build_vae(channels: tuple[int, ...] = (16, 32, 64, 96)) -> AutoencoderKL:
+    """A new autoencoder, with `channels` at each of its resolutions."""
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -42,6 +43,7 @@ def picture_batch(first_seed: int, batch: int, step: int) -> Tensor:
 
 
 def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Squared and absolute error of the restored pictures, and a little of the KL divergence; a scalar."""
     posterior = vae.encode(pictures).latent_dist
     restored = vae.decode(posterior.sample()).sample.float()
     distance = F.mse_loss(restored, pictures) + 0.2 * F.l1_loss(restored, pictures)
@@ -74,6 +76,7 @@ def normalise_latents(vae: AutoencoderKL, batch: int = 512) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Train the autoencoder, fit its normalisation and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs/embedded/vae"))
     parser.add_argument("--steps", type=int, default=2000)

@@ -25,5 +25,6 @@ def file_state(*paths: Path) -> str:
 
 
 def files_below(folder: str) -> Iterator[str]:
+    """Paths of all files below `folder`."""
     for place, _, names in os.walk(folder):
         yield from (os.path.join(place, name) for name in names)

@@ -29,6 +29,7 @@ class CaptionData:
         return len(self.captions)
 
     def name(self, index: int) -> str:
+        """Row `index` in people's words."""
         return self.names[index] if self.names else f"row {index}"
 
     def image(self, index: int) -> Image.Image:

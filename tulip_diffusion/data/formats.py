@@ -49,9 +49,11 @@ class Source:
         return None if self.dataset is None else image_cells(self.dataset)
 
     def rows(self, split: str, with_images: bool) -> Iterator[Row]:
+        """The rows of all files, good and bad, in order."""
         return chain.from_iterable(self.rows_of(file, split, with_images) for file in self.files)
 
     def rows_of(self, file: str, split: str, with_images: bool) -> Iterator[Row]:
+        """The rows of one file."""
         path = Path(file)
         match self.format:
             case "datasets":
@@ -91,6 +93,7 @@ def find_source(source: str, data_format: str, split: str) -> Source:
 
 
 def named_source(source: str, data_format: str, split: str) -> Source:
+    """The files, the folder or the data set that `source` names."""
     path = Path(source).expanduser()
     if path.is_dir():
         return folder_source(path, data_format, split)

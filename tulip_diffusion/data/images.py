@@ -78,6 +78,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
+    """`image` turned as its EXIF data says."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image  # which would copy it in any case
@@ -115,6 +116,7 @@ def sample_range(image: Image.Image, samples: np.ndarray) -> tuple[float, float]
 
 
 def on_background(image: Image.Image) -> Image.Image:
+    """A transparent image on `BACKGROUND`, in RGB."""
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")

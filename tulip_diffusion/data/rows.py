@@ -57,6 +57,7 @@ class SkippedRows:
     reasons: list[str] = field(default_factory=list)
 
     def add(self, name: str, reason: object) -> None:
+        """Count one row; the first few are logged with the reason."""
         self.skipped += 1
         if len(self.reasons) < NAMED_ROWS:
             self.reasons.append(f"{name}: {reason}")
@@ -177,5 +178,6 @@ KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "bool": "tru
 
 
 def kind_of(value: Any) -> str:
+    """What a JSON value is, in words: "a list"."""
     kind = type(value).__name__
     return KINDS.get(kind, "a number" if kind == "int" else kind)

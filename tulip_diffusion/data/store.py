@@ -125,6 +125,7 @@ def stored(
 
 
 def write_rows(rows: Iterator[UsableRow], file: Path) -> None:
+    """Write `rows` as an Arrow file, a batch at a time."""
     import datasets
     from datasets.arrow_writer import ArrowWriter
 

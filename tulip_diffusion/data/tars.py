@@ -31,6 +31,7 @@ class TarMember:
     size: int
 
     def read(self) -> bytes:
+        """The member's bytes, read without going through the tar."""
         with open(self.tar, "rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -117,6 +118,7 @@ def samples(members: list[tarfile.TarInfo]) -> Iterator[Sample]:
 
 
 def suffix_of(member: tarfile.TarInfo) -> str:
+    """The ending of a member's name, in lower case."""
     return PurePosixPath(member.name).suffix.lower()
 
 
@@ -128,6 +130,7 @@ def sorted_out(members: list[tarfile.TarInfo]) -> tuple[list[tarfile.TarInfo], l
 
 
 def row_of(name: str, tar: tarfile.TarFile, sample: Sample, image: TarMember | None) -> Row:
+    """The row of one sample, or why it has none."""
     _, pictures, captions = sample
     names = [member.name for member in (*pictures, *captions)]
     if len(set(names)) < len(names):

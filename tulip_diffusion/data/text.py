@@ -107,6 +107,7 @@ def json_list(file: TextIO) -> Iterator[Any]:
 
 
 def skip_space(text: str, at: int) -> int:
+    """The first place from `at` on that holds no white space."""
     while text[at : at + 1].isspace():
         at += 1
     return at

@@ -1,0 +1,1 @@
+"""What encoders are worth: measured on pictures, pairs and states."""

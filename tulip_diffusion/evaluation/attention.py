@@ -106,6 +106,7 @@ def measure(encoder: Encoder, texts: Sequence[str], name: str) -> dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate attention`."""
     add_encoders(parser, ["longclip", "tulip"])
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other captions: any file that `train` reads; needs no images")
@@ -117,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def texts_of(options: argparse.Namespace) -> list[str]:
+    """The captions that the options name."""
     if options.data:
         return list(open_captions(options.data).captions[: options.count])
     return [caption.text for caption in prompts_of(options.prompts, options.count, options.split)]
@@ -145,6 +147,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def plot_curves(results: dict[str, Any], out: Path) -> None:
+    """Attention by position, one line an encoder."""
     with figure(out) as panels:
         axes = panels[0][0]
         for name, result in results.items():

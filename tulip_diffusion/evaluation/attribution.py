@@ -68,6 +68,7 @@ def attribute(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate attribution`."""
     parser.add_argument(
         "prompt", nargs="?", help="the prompt, '-' for standard input (default: the first of --prompts)"
     )
@@ -105,6 +106,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def record_of(one: Attribution) -> dict[str, Any]:
+    """What the JSON record holds of one encoder."""
     beyond = {str(limit): one.beyond(limit) for limit in BINS}
     return {"words": one.words, "attention": one.attention, "start": one.start, "end": one.end, "beyond": beyond}
 

@@ -38,6 +38,7 @@ class Choice:
     box: tuple[float, float, float, float] | None = None
 
     def image(self) -> Image.Image:
+        """The picture in RGB, cut out where a box says so."""
         if isinstance(self.picture, Scene):
             return render(self.picture)
         image = open_image(self.picture)

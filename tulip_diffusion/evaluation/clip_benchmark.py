@@ -80,6 +80,7 @@ def register() -> None:
 
 
 def main() -> None:
+    """clip_benchmark's own command, with our encoders among its models."""
     register()
     from clip_benchmark.cli import main as benchmark
 

@@ -21,11 +21,17 @@ class TokenAttention:
     layers: int = 0
 
     def add(self, weights: Tensor) -> None:
+        """Count the weights (tokens,) of one layer at one step."""
         self.total = weights if self.total is None else self.total + weights
         self.layers += 1
 
     @property
     def mean(self) -> Tensor:
+        """Mean weights (tokens,) over layers and steps.
+
+        Raises:
+            ValueError: nothing was drawn.
+        """
         if self.total is None:
             raise ValueError("No cross-attention was seen: draw inside the block, with a UNet that has any.")
         return self.total / self.layers
@@ -56,6 +62,7 @@ def watched_attention(unet: nn.Module) -> Iterator[TokenAttention]:
 
 
 def last(mask: Tensor | None) -> Tensor | None:
+    """The mask of the batch's last row."""
     return None if mask is None else mask[-1:]
 
 

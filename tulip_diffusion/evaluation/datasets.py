@@ -116,10 +116,13 @@ def one_detail_apart(seed: int, late: bool) -> list[Caption]:
 
 
 def single(write: Callable[[np.random.Generator], Caption]) -> Callable[[int, int], list[Caption]]:
+    """`first` and `count` to captions, each of its own seed."""
     return lambda first, count: [write(np.random.default_rng(first + index)) for index in range(count)]
 
 
 def groups(late: bool) -> Callable[[int, int], list[Caption]]:
+    """`first` and `count` to captions in groups that differ in one detail."""
+
     def captions(first: int, count: int) -> list[Caption]:
         return [c for index in range(-(-count // HARD_GROUP)) for c in one_detail_apart(first + index, late)][:count]
 

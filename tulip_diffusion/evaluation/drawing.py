@@ -48,6 +48,7 @@ def open_pipeline(encoder: str, options: argparse.Namespace) -> Any:
 
 
 def open_model(model: str, encoder: str, device: str) -> Any:
+    """A real SDXL with its own encoder, or with another one in its first slot."""
     single_file = Path(model).suffix in (".safetensors", ".ckpt")
     load = getattr(StableDiffusionXLTulipPipeline, "from_single_file" if single_file else "from_pretrained")
     own = {"clip": "truncate", "clip-windows": "windows"}

@@ -43,23 +43,30 @@ class Embeds(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables and plots call it."""
 
     @property
-    def length(self) -> int | None: ...
+    def length(self) -> int | None:
+        """Tokens that it reads of a text, None for all."""
 
     @property
-    def image_key(self) -> str: ...
+    def image_key(self) -> str:
+        """Changes with all that features of pictures depend on."""
 
     @property
-    def text_key(self) -> str: ...
+    def text_key(self) -> str:
+        """Changes with all that features of texts depend on."""
 
     @property
-    def score(self) -> Score | None: ...
+    def score(self) -> Score | None:
+        """Compares blocks of features; None is the cosine."""
 
-    def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor: ...
+    def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Features (pictures, …) in float32 on the CPU."""
 
-    def encode_texts(self, texts: Sequence[str]) -> Tensor: ...
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Features (texts, …) in float32 on the CPU."""
 
 
 @dataclass(eq=False)
@@ -91,6 +98,7 @@ class Encoder:
 
     @property
     def parts(self) -> list[nn.Module]:
+        """The models: text tower, image tower, refinement, as far as there are any."""
         return [part for part in self.towers if isinstance(part, nn.Module)]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -119,6 +127,7 @@ class Encoder:
         return torch.cat(features)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Features (texts, dim), for FineLIP (texts, slots + 1, dim)."""
         return self.encode_ids(self.tokenize(texts))
 
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -148,23 +157,28 @@ class Encoder:
 
     @property
     def score(self) -> Score | None:
+        """FineLIP's own, or None for the cosine."""
         return fine_score if isinstance(self.towers, FineLIP) else None
 
     @cached_property
     def image_key(self) -> str:
+        """Changes with the image tower and its preprocessing."""
         return fingerprint(*self.part_keys[1:], self.processor)
 
     @cached_property
     def text_key(self) -> str:
+        """Changes with the text tower, its tokenizer and the length of texts."""
         words = type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())
         return fingerprint(self.part_keys[0], *self.part_keys[2:], *words, self.length)
 
     @cached_property
     def part_keys(self) -> list[str]:
+        """One for each of `parts`, of weights and configuration."""
         return [fingerprint(weights_hash(part), part.config) for part in self.parts]
 
 
 def fingerprint(*parts: object) -> str:
+    """SHA-256 of what `parts` look like as text."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part}\0".encode())
@@ -251,6 +265,11 @@ def published_length(encoder: Encoder) -> int:
 
 
 def architecture_and_weights(source: str) -> tuple[str, str]:
+    """The two behind `open_clip:`.
+
+    Raises:
+        ValueError: there are not two.
+    """
     parts = source.split(":", 2)
     if len(parts) != 3:
         raise ValueError(f"--encoders {source}: write open_clip:ARCHITECTURE:WEIGHTS, as open_clip:ViT-L-14:openai.")
@@ -274,9 +293,11 @@ class OpenClip:
 
     @torch.no_grad()
     def encode_images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Features (pictures, dim)."""
         pixels = torch.stack([self.preprocess(as_seen(picture)) for picture in pictures])
         return self.model.encode_image(pixels.to(self.device)).float().cpu()
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Features (texts, dim), cut at the model's own length."""
         return self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float().cpu()

@@ -42,6 +42,7 @@ def retrieval_examples(
 
 
 def cosine(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosines (images, texts) of features (n, dim)."""
     return F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
 
 
@@ -58,6 +59,7 @@ def chosen(right: Tensor, count: int) -> list[int]:
 
 
 def tile(data: RetrievalSet, index: int) -> Image.Image:
+    """The picture of a set as a small square."""
     picture = data.picture(index)
     small = max(picture.size) < TILE
     return picture.resize((TILE, TILE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
@@ -82,6 +84,7 @@ def text_block(text: str, colour: str) -> Image.Image:
 
 
 def beside(parts: Sequence[Image.Image]) -> Image.Image:
+    """`parts` in a row, with gaps."""
     row = Image.new("RGB", (sum(part.width + GAP for part in parts), max(part.height for part in parts)), PAPER)
     left = 0
     for part in parts:
@@ -91,6 +94,7 @@ def beside(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def below(rows: Sequence[Image.Image]) -> Image.Image:
+    """`rows` one below the other, with gaps."""
     size = max(row.width for row in rows), sum(row.height + 2 * GAP for row in rows)
     sheet = Image.new("RGB", size, PAPER)
     top = GAP

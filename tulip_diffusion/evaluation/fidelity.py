@@ -186,6 +186,7 @@ def near_fidelity(pipeline: Any, teacher: Any, texts: Sequence[str]) -> dict[str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate fidelity`."""
     parser.add_argument(
         "--encoders", nargs="+", default=["longclip", "tulip-paper", "tulip-l", "tulip"], help="of the family"
     )
@@ -240,6 +241,7 @@ def pictures_of(pictures: Any, reference: Any, captions: Sequence[Caption]) -> d
 
 
 def tables(results: dict[str, Any]) -> str:
+    """All figures as Markdown tables."""
     near = [
         [f"{name} {slot}", figures["pooled_cosine"], figures["penultimate_cosine"], figures["penultimate_error"]]
         for name, result in results.items()

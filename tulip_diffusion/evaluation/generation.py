@@ -29,6 +29,7 @@ BINS = {"position": "token position", "distance": "tokens between reference and 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate generation`."""
     parser.add_argument(
         "--encoders",
         nargs="+",
@@ -70,6 +71,7 @@ def policies(options: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]
 
 
 def number_or_word(value: str) -> int | float | str | None:
+    """For `type=`: None for "none", a number where it is one, else the word."""
     if value == "none":
         return None
     try:
@@ -109,6 +111,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def write(results: dict[str, Any], pictures: dict[str, np.ndarray], captions: Any, options: Any) -> None:
+    """Print tables; write them, the contact sheet, plots and the record."""
     told = {by: label for by, label in BINS.items() if any(result[by] for result in results.values())}
     parts = [f"Details right, by {label}\n\n{bin_table(results, by)}" for by, label in told.items()]
     if options.negative:
@@ -122,6 +125,7 @@ def write(results: dict[str, Any], pictures: dict[str, np.ndarray], captions: An
 
 
 def negative_table(results: dict[str, Any]) -> str:
+    """What negative prompts do, as a Markdown table."""
     found = {name: result["negative"] for name, result in results.items() if "negative" in result}
     columns = list(dict.fromkeys(key for figures in found.values() for key in figures if key != "names"))
     rows = [[name, ", ".join(f["names"]) or "nothing", *map(f.get, columns)] for name, f in found.items()]

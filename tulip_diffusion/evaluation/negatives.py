@@ -23,6 +23,7 @@ def named_things(text: str) -> list[Named]:
 
 
 def is_named(thing: Thing | None, named: Sequence[Named]) -> bool:
+    """Whether a thing is one of those that a text names."""
     return thing is not None and any(
         colour in (None, thing.colour) and kind in (None, thing.kind) for colour, kind in named
     )

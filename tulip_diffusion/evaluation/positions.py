@@ -26,6 +26,7 @@ from .records import markdown, write_record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate positions`."""
     add_encoders(parser, [*COMPARED])
     parser.add_argument(
         "--tokens", type=arguments.whole(3), nargs="+", default=[77, 154, 248, 500, 1000], help="lengths of the texts"
@@ -113,6 +114,7 @@ def tables(results: dict[str, Figures]) -> str:
 
 
 def plot_needles(results: dict[str, Figures], options: argparse.Namespace) -> None:
+    """Needles found by position, one panel a length of text."""
     with figure(options.out / "needle.png", columns=len(options.tokens), size=(4, 3.5)) as panels:
         for axes, tokens in zip(panels[0], options.tokens, strict=True):
             for name, result in results.items():
@@ -125,6 +127,7 @@ def plot_needles(results: dict[str, Figures], options: argparse.Namespace) -> No
 
 
 def plot_negatives(results: dict[str, Figures], options: argparse.Namespace) -> None:
+    """Hard negatives told apart by position, one panel a kind of prompt."""
     if not options.prompts:
         return
     with figure(options.out / "negatives.png", columns=len(options.prompts), size=(4, 3.5)) as panels:
@@ -139,6 +142,7 @@ def plot_negatives(results: dict[str, Figures], options: argparse.Namespace) -> 
 
 
 def plot_tail(results: dict[str, Figures], options: argparse.Namespace) -> None:
+    """How far one changed word moves the states, one panel a measure."""
     names = ("pooled", "word", "after", "noise")
     with figure(options.out / "tail.png", columns=len(names), size=(4, 3.5)) as panels:
         for axes, what in zip(panels[0], names, strict=True):

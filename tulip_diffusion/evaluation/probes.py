@@ -115,6 +115,7 @@ def prefer_right_colour(encoder: Embeds, prompts: str, count: int, split: str) -
 
 
 def unit(features: Tensor) -> Tensor:
+    """`features` at length 1."""
     return F.normalize(features, dim=-1)
 
 

@@ -29,6 +29,7 @@ def processes() -> PartialState:
 
 
 def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
     return processes().is_main_process
 
 
@@ -78,6 +79,7 @@ def shared_arrays(
 
 
 def progress(items: Sequence[Any], name: str | None) -> Any:
+    """A bar over `items` in the first process, none without a `name`."""
     return tqdm(items, desc=name, disable=name is None or not is_first(), mininterval=5)
 
 

@@ -82,4 +82,5 @@ def bin_means(
 
 
 def pick(values: Sequence, indices: Iterable[int]) -> list:
+    """The values at `indices`."""
     return [values[index] for index in indices]

@@ -36,6 +36,7 @@ LENGTHS = (77, 154, 248, 500)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate prompts`."""
     sets = ", ".join(PUBLIC_SETS)
     parser.add_argument("--data", required=True, metavar="NAME=PATH", help=f"the set and where it lies: {sets}")
     parser.add_argument("--count", type=arguments.count, help="the first so many prompts only")
@@ -88,12 +89,14 @@ def tokens_of(prompts: Sequence[Prompt]) -> list[int]:
 
 
 def token_figures(tokens: Sequence[int]) -> dict[str, float]:
+    """Mean, percentiles and most of the prompts' tokens, and the shares beyond each encoder's limit."""
     figures = {"mean": float(np.mean(tokens))}
     figures |= {f"p{share}": float(np.percentile(tokens, share)) for share in (10, 50, 90)} | {"most": max(tokens)}
     return figures | {f"beyond {limit}": float(np.mean([count > limit for count in tokens])) for limit in LENGTHS}
 
 
 def tokens_table(results: dict[str, Any]) -> str:
+    """The set's lengths as a Markdown table."""
     cells = [
         f"{value:.1%}" if key.startswith("beyond") else f"{value:.0f}" for key, value in results["tokens"].items()
     ]
@@ -104,6 +107,7 @@ def tokens_table(results: dict[str, Any]) -> str:
 def draw(
     results: dict[str, Any], name: str, prompts: Sequence[Prompt], names: dict[str, str], options: argparse.Namespace
 ) -> None:
+    """Draw the set under every encoder and write what its scorer needs."""
     tower = open_pair(options.image_tower or "clip", options) if options.pictures > 1 and has_tower(options) else None
     for encoder, short in names.items():
         pipeline = open_pipeline(encoder, options)
@@ -122,6 +126,7 @@ def draw(
 
 
 def has_tower(options: argparse.Namespace) -> bool:
+    """Whether there is an image tower to measure diversity with."""
     return options.image_tower is not None or options.model is None
 
 
@@ -195,6 +200,7 @@ def seed_of(row: int, number: int, options: argparse.Namespace) -> int:
 
 
 def save(image: Image.Image, file: Path) -> None:
+    """Write a picture whole or not at all; a JPEG in good quality."""
     quality: dict[str, Any] = {"quality": 95} if file.suffix == ".jpg" else {}
     with replacing(file) as unfinished:
         image.save(unfinished, **quality)
@@ -255,6 +261,7 @@ BINS = {"kind": "kind", "tokens": "tokens of the prompt", "position": "token pos
 
 
 def all_table(summaries: dict[str, Any]) -> str:
+    """Mean scores of each encoder as a Markdown table."""
     columns = [key for key in ("all", "short", "long", "fall") if any(key in found for found in summaries.values())]
     return markdown(["", *columns], [[name, *map(found.get, columns)] for name, found in summaries.items()])
 

@@ -62,11 +62,17 @@ def detailmaster_scores(file: Path, prompts: Sequence[Prompt], files: Mapping[st
 
 
 def counted(name: str, kind: str, count: int | None, right: int | None) -> Iterator[Score]:
+    """Scores of `count` questions of one kind, the first `right` of them 1 and the others 0."""
     for number in range(count or 0):
         yield Score(name, float(number < (right or 0)), kind)
 
 
 def known(name: str, prompts: Mapping[str, Prompt], place: str) -> Prompt:
+    """The prompt called `name`.
+
+    Raises:
+        ValueError: the set has none of that name.
+    """
     if name not in prompts:
         raise ValueError(f"{place} scores {name!r}, which is no prompt of this set.")
     return prompts[name]

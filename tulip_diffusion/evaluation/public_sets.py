@@ -26,10 +26,12 @@ def numbered(name: str, number: int, ending: str = ".png") -> str:
 
 
 def plain_file(prompt: Prompt, encoder: str, number: int) -> str:
+    """ENCODER/NAME.png."""
     return f"{encoder}/{numbered(prompt.name, number)}"
 
 
 def no_index(prompts: Sequence[Prompt], encoder: str, pictures: int, out: Path) -> dict[str, Any]:
+    """For scorers that go by the pictures' names alone."""
     return {}
 
 
@@ -101,6 +103,11 @@ def text_of(place: str, entry: dict[str, Any], *keys: str) -> str:
 
 
 def needed(place: str, entry: dict[str, Any], key: str) -> str:
+    """The entry's value under `key`, as text.
+
+    Raises:
+        ValueError: there is none.
+    """
     if key not in entry:
         raise ValueError(f"{place} has no {key!r}.")
     return str(entry[key])
@@ -117,6 +124,7 @@ def file_in(path: Path, *usual: str) -> Path:
 
 
 def detailmaster(path: Path) -> list[Prompt]:
+    """DetailMaster's prompts."""
     prompts = []
     for place, entry in entries(file_in(path, "*.json")):
         name = f"{needed(place, entry, 'dataset_target')}_{needed(place, entry, 'image_id')}"
@@ -154,6 +162,7 @@ def tiif_file(prompt: Prompt, encoder: str, number: int) -> str:
 
 
 def longbench(path: Path) -> list[Prompt]:
+    """LongBench-T2I's instructions."""
     found = entries(file_in(path, "instruction.jsonl", "data/instruction.jsonl"))
     return [Prompt(str(n), text_of(place, entry, "instruction"), entry) for n, (place, entry) in enumerate(found)]
 
@@ -170,10 +179,12 @@ def text_folder(path: Path) -> list[Prompt]:
 
 
 def dpg(path: Path) -> list[Prompt]:
+    """DPG-Bench's prompts, one text file each."""
     return text_folder(path / "prompts" if (path / "prompts").is_dir() else path)
 
 
 def geneval2(path: Path) -> list[Prompt]:
+    """GenEval 2's prompts."""
     found = list(entries(file_in(path, "geneval2_data.jsonl")))
     names: dict[str, str] = {}  # a prompt that comes twice has one picture, since its scorer goes by the prompt
     for place, entry in found:
@@ -182,6 +193,7 @@ def geneval2(path: Path) -> list[Prompt]:
 
 
 def geneval2_file(prompt: Prompt, encoder: str, number: int) -> str:
+    """ENCODER/NAME.png, with the picture's number at the folder."""
     return f"{numbered(encoder, number, '')}/{prompt.name}.png"
 
 
@@ -213,6 +225,7 @@ def own(path: Path) -> list[Prompt]:
 
 
 def own_index(prompts: Sequence[Prompt], encoder: str, pictures: int, out: Path) -> dict[str, Any]:
+    """A JSON list of every picture with its prompt."""
     listed = [
         {"image": plain_file(prompt, encoder, number), "prompt": prompt.text}
         for prompt in prompts

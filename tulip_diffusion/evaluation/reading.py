@@ -73,6 +73,7 @@ def summarize_reading(found: dict[str, list[Detail]]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate reading`."""
     parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip-paper", "tulip"])
     parser.add_argument("--overflow", help="windows, stretch or truncate (default: the encoder's own)")
     parser.add_argument("--prompts", choices=PROMPTS, default="references", help="which kind (default references)")

@@ -57,6 +57,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def cell(value: Any) -> str:
+    """A value as a table's cell; None is a dash."""
     if value is None:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

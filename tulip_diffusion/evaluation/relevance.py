@@ -74,6 +74,7 @@ def relevance(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate relevance`."""
     add_encoders(parser, [*COMPARED])
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
     parser.add_argument("--data", help="other images with captions: any file that `train` reads")
@@ -92,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def pairs_of(options: argparse.Namespace) -> tuple[list[str], list[Image.Image]]:
+    """The captions and images that the options name."""
     if options.data:
         data = open_captions(options.data, image_root=options.image_root, with_images=True)
         numbers = range(min(options.count, len(data)))
@@ -118,10 +120,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def relevance_of(encoder: Encoder, ids: Any, images: Tensor, sizes: tuple[int, int]) -> dict[str, Any]:
+    """As [`relevance`], of one (window, stride)."""
     return relevance(encoder, ids, images, *sizes)
 
 
 def tables(results: dict[str, dict[str, Any]]) -> str:
+    """The means of each encoder as a Markdown table."""
     rows = [
         [name, sizes, figures["similarity"], figures["margin"], figures["closest"], figures["chance"]]
         for name, result in results.items()

@@ -72,10 +72,12 @@ class Section:
 
     @property
     def title(self) -> str:
+        """The section's heading."""
         return TITLES.get(self.name, (self.name.capitalize(), ""))[0]
 
     @property
     def explanation(self) -> str:
+        """What the section measures, in a sentence or two."""
         return TITLES.get(self.name, ("", ""))[1]
 
 
@@ -149,6 +151,7 @@ def html_report(found: Sequence[Section]) -> str:
 
 
 def summary_of(found: Sequence[Section]) -> str:
+    """The overview of all records, as Markdown."""
     names = {name: ENCODERS[name].description for name in PLANNED}
     return summary({section.label: section.record["results"] for section in found}, names)
 
@@ -183,6 +186,7 @@ def is_picture(section: Section, file: Path) -> bool:
 
 
 def pictures_html(files: Sequence[Path], kind: str) -> str:
+    """`files` as figures, of a CSS class `kind`."""
     figures = []
     for file in files:
         name = html.escape(file.stem.replace("_", " "))
@@ -199,6 +203,7 @@ def compressed(file: Path) -> str:
 
 
 def webp(image: Image.Image, **how: Any) -> bytes:
+    """The bytes of a WebP file."""
     data = io.BytesIO()
     image.save(data, "WEBP", **how)
     return data.getvalue()

@@ -87,6 +87,11 @@ def recall_at_k(
 
 
 def checked_owners(images: Tensor, texts: Tensor, image_of_text: Sequence[int] | Tensor) -> Tensor:
+    """`image_of_text` as a tensor (texts,).
+
+    Raises:
+        ValueError: an image or a text has no partner.
+    """
     owner = torch.as_tensor(image_of_text, dtype=torch.long, device=texts.device)
     if owner.shape != (len(texts),):
         raise ValueError(f"image_of_text must hold one image for each of {len(texts)} texts, got {len(owner)}.")
@@ -99,6 +104,7 @@ def checked_owners(images: Tensor, texts: Tensor, image_of_text: Sequence[int] |
 
 
 def dot(images: Tensor, texts: Tensor) -> Tensor:
+    """Scalar products (images, texts) in float32."""
     return (images @ texts.T).float()
 
 
@@ -136,6 +142,7 @@ def standings(
 
 
 def count(found: Tensor, axis: int) -> Tensor:
+    """How many are True along `axis`."""
     return found.sum(axis, dtype=torch.int32)  # into int64, the default, it takes five times as long on a CPU
 
 
@@ -152,6 +159,11 @@ def own_scores(images: Tensor, texts: Tensor, owner: Tensor, score: Score, rows:
 
 
 def finite(scores: Tensor) -> Tensor:
+    """`scores` as they are.
+
+    Raises:
+        ValueError: one is NaN or infinite.
+    """
     if not scores.sum().isfinite():
         raise ValueError("A similarity is not a finite number: an embedding holds NaN or infinity.")
     return scores
@@ -171,10 +183,12 @@ def hits(standing: Standing, k: int) -> Tensor:
 
 
 def log_choose(n: Tensor, k: Tensor) -> Tensor:
+    """Logarithm of the number of ways to take k of n."""
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate retrieval`."""
     add_encoders(parser, ["clip", "longclip", "tulip-paper", "tulip"])
     parser.add_argument(
         "--data",
@@ -237,6 +251,7 @@ def open_choices(options: argparse.Namespace) -> dict[str, list[Choice]]:
 
 
 def is_choice(entry: str) -> bool:
+    """Whether an entry of --data asks for choices among captions instead of retrieval."""
     return entry.partition("=")[0] in ("fg-ovd", "world-details")
 
 
@@ -283,6 +298,7 @@ def recall_over_folds(images: Tensor, texts: Tensor, data: RetrievalSet, score: 
 
 
 def choice_table(chosen: dict[str, dict[str, Any]]) -> str:
+    """Choices made right by each encoder, as a Markdown table."""
     encoders = list(dict.fromkeys(name for rows in chosen.values() for name in rows))
     rows = [
         [name, *(found[encoder]["right"] for encoder in encoders), next(iter(found.values()))["chance"]]
@@ -293,10 +309,12 @@ def choice_table(chosen: dict[str, dict[str, Any]]) -> str:
 
 
 def summary(figures: dict[str, float]) -> str:
+    """R@1 in both directions, in one line."""
     return ", ".join(f"{name.replace('_', ' ')} {figures[name]:.3f}" for name in ("i2t_R@1", "t2i_R@1"))
 
 
 def file_name(name: str) -> str:
+    """`name` with letters and digits only, and hyphens for the rest."""
     return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in name)
 
 
@@ -319,6 +337,7 @@ def recall_table(name: str, rows: dict[str, dict[str, Any]]) -> str:
 
 
 def recall_cell(figures: dict[str, Any], column: str) -> str:
+    """A recall in per cent, R@1 with its 95 % half-width."""
     share = figures[column]
     if not column.endswith("R@1"):
         return f"{100 * share:.1f}"

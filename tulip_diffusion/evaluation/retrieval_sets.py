@@ -39,6 +39,7 @@ def existing(path: Path, *usual: str) -> Path:
 
 
 def folder_of(path: Path) -> Path:
+    """The folder itself, or that of a file."""
     return path.parent if path.is_file() else path
 
 
@@ -74,6 +75,7 @@ def text_of(file: Path) -> str:
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
+    """Files of `folder` in order, without what systems leave behind."""
     return sorted(file for file in folder.glob(pattern) if not is_litter(file.name))
 
 
@@ -173,6 +175,7 @@ def urban_1k(path: Path, images: Path | None) -> Iterable[Pair]:
 
 
 def first_line(file: Path) -> str:
+    """The first line of a text file, stripped."""
     return re.split(r"[\r\n]", text_of(file))[0].strip()
 
 

@@ -50,6 +50,7 @@ def make_strip(panels: Sequence[Panel], words: Sequence[tuple[str, int]]) -> Ima
 
 
 def add_legend(draw: ImageDraw.ImageDraw, top: float, font: Font) -> None:
+    """What the words' colours mean, in a line."""
     left = float(MARGIN)
     for name, colour in (
         ("within CLIP's 77 tokens", SEEN[77]),

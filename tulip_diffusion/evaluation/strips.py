@@ -23,6 +23,7 @@ from .side_by_side import Panel, make_strip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `evaluate strips`."""
     parser.add_argument("--encoders", nargs="+", default=[*COMPARED], help="of the family")
     parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=["full", "references", "500"])
     parser.add_argument("--count", type=arguments.count, default=2, help="strips of each kind of prompts (default 2)")

@@ -18,6 +18,7 @@ class Column:
 
 
 def drawn(results: Any, encoder: str) -> float:
+    """Share of details drawn right."""
     return results[encoder]["all"]["mean"]
 
 
@@ -26,6 +27,7 @@ def far_references(results: Any, encoder: str) -> float:
 
 
 def recall(name: str) -> Callable[[Any, str], float]:
+    """How to read text-to-image R@1 of the set `name` off a record."""
     return lambda results, encoder: results["measured"][name][encoder]["t2i_R@1"]
 
 
@@ -69,6 +71,7 @@ def summary_rows(records: Mapping[str, Any], encoders: list[str]) -> dict[str, d
 
 
 def figure(column: Column, records: Mapping[str, Any], encoder: str) -> float | None:
+    """A column's figure for one encoder, None where it was not measured."""
     try:
         return column.value(records[column.folder], encoder)
     except (KeyError, TypeError):  # no such record, or this encoder is not in it

@@ -1,0 +1,1 @@
+"""The encoder, its positions, and its files."""

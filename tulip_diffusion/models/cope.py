@@ -22,6 +22,7 @@ class ContextualPositions(nn.Module):
         self.table = nn.Parameter(torch.zeros(head_dim, positions))
 
     def reset_parameters(self) -> None:
+        """Norms as new, and a table of zeros: no bias yet."""
         self.query_norm.reset_parameters()
         self.key_norm.reset_parameters()
         nn.init.zeros_(self.table)

@@ -129,12 +129,15 @@ class FineLIPModel(PreTrainedModel):
             nn.init.constant_(module.scale, self.config.initial_scale)
 
     def forward(self, image: ProjectedTokens, text: ProjectedTokens) -> tuple[Tensor, Tensor]:
+        """Refined tokens of images and of texts, (rows, slots + 1, dim) each."""
         return self.refine_image(image), self.refine_text(text)
 
     def refine_image(self, image: ProjectedTokens) -> Tensor:
+        """Unit vectors (images, slots + 1, dim)."""
         return with_global(self.image(image.tokens, image.mask), image.embeds)
 
     def refine_text(self, text: ProjectedTokens) -> Tensor:
+        """Unit vectors (texts, slots + 1, dim)."""
         return with_global(self.text(text.tokens, text.mask), text.embeds)
 
 

@@ -131,6 +131,7 @@ class TulipTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """(batch, tokens) ids to (batch, tokens, width); positions come later, as rotations."""
         return self.token_embedding(input_ids)
 
 
@@ -221,6 +222,8 @@ class TulipAttention(Captured, CLIPAttention):
 
 
 class TulipEncoderLayer(Captured, CLIPEncoderLayer):
+    """CLIP's block with [`TulipAttention`]."""
+
     captured = ("hidden_states", 0)
 
     def __init__(self, config: TulipTextConfig):
@@ -229,6 +232,8 @@ class TulipEncoderLayer(Captured, CLIPEncoderLayer):
 
 
 class TulipEncoder(CLIPEncoder):
+    """CLIP's stack of blocks, of [`TulipEncoderLayer`]."""
+
     def __init__(self, config: TulipTextConfig):
         nn.Module.__init__(self)
         self.config = config
@@ -247,6 +252,8 @@ def align_weights(model: nn.Module) -> None:
 
 
 class TulipPreTrainedModel(CLIPPreTrainedModel):
+    """What TULIP's models share: their configuration, and how they are loaded."""
+
     config: TulipTextConfig
     base_model_prefix = "text_model"
     input_modalities = ("text",)
@@ -313,6 +320,14 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
         position_ids: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
+        """Encode `input_ids` (batch, tokens), masked where `attention_mask` is 0.
+
+        `position_ids` (batch or 1, tokens) are counted from 0 by default. Returns `last_hidden_state` (batch, tokens,
+        width) and `pooler_output` (batch, width), the state at the first EOS.
+
+        Raises:
+            ValueError: there are no `input_ids`.
+        """
         if input_ids is None:
             raise ValueError("input_ids is missing: pass the (batch, tokens) ids that load_tokenizer() returns.")
         input_ids = input_ids.view(-1, input_ids.shape[-1])
@@ -371,6 +386,7 @@ class TulipTextModelWithProjection(TulipPreTrainedModel, CLIPTextModelWithProjec
         self.post_init()
 
     def forward(self, input_ids: Tensor | None = None, **kwargs) -> CLIPTextModelOutput:
+        """As [`TulipTextModel`], with `text_embeds` (batch, projection_dim) first."""
         return super().forward(input_ids=input_ids, **kwargs)
 
 

@@ -46,6 +46,7 @@ class Caption:
 
     @cached_property
     def text(self) -> str:
+        """The whole text."""
         return " ".join(sentence.text for sentence in self.sentences)
 
     @cached_property
@@ -86,6 +87,7 @@ class Caption:
         return None
 
     def reference(self, place: int, thing: Thing, index: int, source: int | None) -> Claim | None:
+        """The claim of sentence `index` that takes its colour from `source`; None if that is no earlier one."""
         if source is None or source >= index:
             return None
         distance = self.token_spans[index][1] - self.token_spans[source][1]

@@ -14,6 +14,7 @@ LANDMARKS = 4  # kinds that a scene for references holds at most once
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of `options`, each as likely as the others."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -37,6 +38,7 @@ class Writer:
         self.sentences: list[Sentence] = []
 
     def say(self, role: str, places: tuple[int, ...], words: Mapping[str, str], referent: int | None = None) -> None:
+        """Add a sentence in `role`, in one of the wordings that it has."""
         wording = choose(self.rng, ("long", "short")) if self.wording == "mixed" else self.wording
         template = choose(self.rng, TEMPLATES[role][wording])
         self.sentences.append(Sentence(fill(template, words), role, places, referent))
@@ -222,6 +224,7 @@ class Parser:
         return (ROWS.index(words["row"]) * len(COLUMNS) + COLUMNS.index(words["column"]),)
 
     def scene(self) -> Scene:
+        """What the sentences so far put into places; a thing without a colour is left out."""
         things: list[Thing | None] = [None] * PLACES
         for place, kind in self.kinds.items():
             if place in self.colours:

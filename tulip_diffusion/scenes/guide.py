@@ -6,6 +6,7 @@ from .sprites import COLOURS, KINDS
 
 
 def listed(words) -> str:
+    """ "red, blue or green"."""
     *most, last = words
     return f"{', '.join(most)} or {last}"
 

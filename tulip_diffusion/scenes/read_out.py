@@ -23,6 +23,7 @@ class ReadOut(nn.Module):
         self.colour = nn.Linear(width, len(COLOURS))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(…, width) states to logits of place, kind and colour, (…, classes) each."""
         return self.place(states), self.kind(states), self.colour(states)
 
 

@@ -43,6 +43,7 @@ class Scene:
 
     @property
     def occupied(self) -> list[int]:
+        """Places that hold a thing."""
         return [place for place, thing in enumerate(self.things) if thing is not None]
 
 

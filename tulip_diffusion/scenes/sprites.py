@@ -31,6 +31,7 @@ Rgb = tuple[int, int, int]
 
 
 def mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
+    """`colour` with a `share` of the `other`, from 0 to 1."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
     return red, green, blue
 
@@ -47,9 +48,11 @@ class Brush:
         self.light = mix(colour, (255, 255, 255), 0.55)
 
     def scaled(self, points) -> list[tuple[float, float]]:
+        """Points in pixels."""
         return [(x * self.scale, y * self.scale) for x, y in points]
 
     def polygon(self, points, fill: Rgb, outline: float = 0.75) -> None:
+        """A filled polygon, outlined by so many units."""
         corners = self.scaled(points)
         if outline:
             width = round(outline * self.scale)
@@ -57,16 +60,19 @@ class Brush:
         self.draw.polygon(corners, fill=fill)
 
     def ellipse(self, left: float, top: float, right: float, bottom: float, fill: Rgb, outline: float = 0.4) -> None:
+        """A filled ellipse in a box, outlined by so many units."""
         if outline:
             grown = self.scaled([(left - outline, top - outline), (right + outline, bottom + outline)])
             self.draw.ellipse(grown, fill=INK)
         self.draw.ellipse(self.scaled([(left, top), (right, bottom)]), fill=fill)
 
     def line(self, points, fill: Rgb, width: float) -> None:
+        """A line through points, so many units wide."""
         self.draw.line(self.scaled(points), fill=fill, width=round(width * self.scale), joint="curve")
 
 
 def tulip(b: Brush) -> None:
+    """A tulip with two leaves."""
     b.line([(8, 8), (8, 14.4)], INK, 1.9)
     b.polygon([(8, 14), (4.2, 12.6), (3.2, 9.6), (6.4, 10.8)], LEAF)
     b.polygon([(8, 14), (11.8, 12.6), (12.8, 9.6), (9.6, 10.8)], LEAF)
@@ -79,6 +85,7 @@ def tulip(b: Brush) -> None:
 
 
 def house(b: Brush) -> None:
+    """A house with a chimney, a door and a window."""
     b.polygon([(10.8, 2.4), (12.6, 2.4), (12.6, 6), (10.8, 5)], b.shade)
     b.polygon([(3, 7.4), (13, 7.4), (13, 14), (3, 14)], CREAM)
     b.polygon([(8, 1.8), (14.6, 7.8), (1.4, 7.8)], b.colour)
@@ -87,6 +94,7 @@ def house(b: Brush) -> None:
 
 
 def cat(b: Brush) -> None:
+    """A sitting cat."""
     b.line([(11, 13), (13.4, 12), (13.8, 9), (12.8, 7.6)], INK, 2.2)
     b.line([(11, 13), (13.4, 12), (13.8, 9), (12.9, 7.8)], b.colour, 1.2)
     b.ellipse(4.2, 7.6, 11.4, 14.2, b.colour)
@@ -100,6 +108,7 @@ def cat(b: Brush) -> None:
 
 
 def boat(b: Brush) -> None:
+    """A boat with two sails."""
     b.line([(8, 1.4), (8, 11)], INK, 1.0)
     b.polygon([(8.8, 2), (13.8, 9), (8.8, 9)], b.colour)
     b.polygon([(7.2, 3.2), (7.2, 9), (2.8, 9)], b.light)
@@ -108,6 +117,7 @@ def boat(b: Brush) -> None:
 
 
 def cup(b: Brush) -> None:
+    """A steaming cup."""
     b.ellipse(10, 6.8, 14.4, 11.4, b.colour)
     b.ellipse(11.4, 8, 13, 10.2, CREAM, 0.3)
     b.polygon([(2.4, 5.4), (11.6, 5.4), (11.2, 11.6), (9.4, 14), (4.6, 14), (2.8, 11.6)], b.colour)
@@ -118,6 +128,7 @@ def cup(b: Brush) -> None:
 
 
 def fish(b: Brush) -> None:
+    """A fish with a belly."""
     b.polygon([(10.4, 8.4), (14.6, 4.8), (14, 8.4), (14.6, 12)], b.shade)
     b.polygon([(5.4, 5), (8.4, 2.8), (10, 5.6)], b.shade)
     b.ellipse(1.4, 4.4, 11.8, 12.6, b.colour)
@@ -127,6 +138,7 @@ def fish(b: Brush) -> None:
 
 
 def tree(b: Brush) -> None:
+    """A tree with fruits."""
     b.polygon([(6.8, 10), (9.2, 10), (9.6, 14.2), (6.4, 14.2)], WOOD)
     for left, top, right, bottom in ((1.8, 5.2, 8.4, 11.4), (7.6, 5.2, 14.2, 11.4), (4.2, 1.4, 11.8, 8.4)):
         b.ellipse(left, top, right, bottom, b.colour)
@@ -137,6 +149,7 @@ def tree(b: Brush) -> None:
 
 
 def star(b: Brush) -> None:
+    """A star with eyes."""
     radii = [(6.9 if corner % 2 == 0 else 3.0) for corner in range(10)]
     angles = np.pi * (np.arange(10) / 5 - 0.5)
     b.polygon([(8 + r * np.cos(a), 8.4 + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)], b.colour)
@@ -146,6 +159,7 @@ def star(b: Brush) -> None:
 
 
 def mushroom(b: Brush) -> None:
+    """A spotted mushroom."""
     b.polygon([(6, 8), (10, 8), (10.8, 14), (5.2, 14)], CREAM)
     b.draw.pieslice(b.scaled([(1.2, 1.4), (14.8, 16)]), 180, 360, fill=INK)
     b.draw.pieslice(b.scaled([(1.7, 2), (14.3, 15.2)]), 180, 360, fill=b.colour)
@@ -155,6 +169,7 @@ def mushroom(b: Brush) -> None:
 
 
 def key(b: Brush) -> None:
+    """A key, bow up."""
     b.line([(8, 6), (8, 14.6)], INK, 2.9)
     b.line([(8, 10.4), (12, 10.4)], INK, 2.5)
     b.line([(8, 13.4), (12, 13.4)], INK, 2.5)

@@ -153,6 +153,14 @@ EVALUATIONS = {
     "a device of fancy": (["attention", "--device", "tpu7"], "a device such as"),
     "an empty prompt": (["attribution", ""], "The prompt is empty"),
     "an unknown encoder": (["relevance", "--encoders", "./nope.pt"], "nope.pt"),
+    "an encoder that the family lacks": (["reading", "--encoders", "clip", "bert"], "got 'bert'"),
+    "prompts of another kind": (["fidelity", "--prompts", "400"], "invalid choice: '400'"),
+    "no variant": (["retrieval", "--variants", "sorted"], "invalid choice: 'sorted'"),
+}
+ABLATIONS = {
+    "an unknown ablation": (["ablate", "everything"], "invalid choice: 'everything'"),
+    "no steps to train": (["ablate", "loss", "--stage1-steps", "0"], "--stage1-steps"),
+    "a rate of nothing": (["ablate", "finelip", "--rate", "0"], "--rate"),
 }
 
 
@@ -160,6 +168,19 @@ EVALUATIONS = {
 def test_evaluations_refuse_wrong_input_too(case, folder, capsys):
     arguments, sentence = EVALUATIONS[case]
     assert run(["evaluate", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and sentence in printed
+
+
+def at_once():
+    """What evaluations refuse by their options alone: all but what they have to look for, or to ask torch."""
+    return [case for name, case in EVALUATIONS.items() if name not in ("an empty prompt", "an unknown encoder")]
+
+
+@pytest.mark.parametrize("case", ABLATIONS)
+def test_ablations_refuse_wrong_input_too(case, folder, capsys):
+    arguments, sentence = ABLATIONS[case]
+    assert run(arguments) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and sentence in printed
 
@@ -177,10 +198,17 @@ heavy = {"torch", "transformers", "diffusers", "numpy", "PIL", "gradio"} & {*sys
 assert not heavy, heavy
 raise SystemExit(status)
 """
-    for case in ("no steps", "an unknown encoder", "a share above 1", "port 0", "prompts in Latin 1"):
-        arguments, sentence = REFUSED[case]
+    cases = [REFUSED[case] for case in ("no steps", "an unknown encoder", "a share above 1", "port 0")]
+    cases += [(["evaluate", *arguments], sentence) for arguments, sentence in at_once()]
+    for arguments, sentence in [*cases, REFUSED["prompts in Latin 1"], *ABLATIONS.values()]:
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
         assert done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    for arguments in (["--help"], ["--version"], ["generate", "--help"], ["train", "expand", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["train", "expand", "--help"],
+        ["evaluate", "strips", "--help"],
+    ):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "") and done.stdout

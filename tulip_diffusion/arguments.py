@@ -4,7 +4,9 @@ Nothing here imports more than Python's own library, so that every command answe
 """
 
 import argparse
+import ast
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -250,6 +252,13 @@ def add_command(
     parser = subparsers.add_parser(name, help=summary, description=text, epilog=epilog)
     parser.set_defaults(run=run)
     return parser
+
+
+def docstring_of(module: str) -> str | None:
+    """What the module called `module` says of itself, read off its file: importing it may bring torch."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))
 
 
 def fill_when_used(parser: argparse.ArgumentParser, fill: Callable[..., None], name: str) -> None:

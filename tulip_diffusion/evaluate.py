@@ -1,6 +1,6 @@
-"""The commands `evaluate …`: one module of `tulip_diffusion.evaluation` each, with `add_arguments` and `run`.
+"""The commands `evaluate …`: one module of `tulip_diffusion.evaluation` each, with a `run`; their options in one.
 
-A module's docstring is its command's help. Modules are imported when their command is used, since most bring torch.
+A module's docstring is its command's help. Modules are imported when their command runs, since most bring torch.
 """
 
 import argparse
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from . import arguments
-from .arguments import Help, add_family, fill_when_used
-from .embedded import ASSETS
+from .arguments import Help, add_family, docstring_of, fill_when_used
+from .embedded import ASSETS, checked
 
 EVALUATIONS = {
     "generation": "details drawn right, by token position and by the distance of references",
@@ -26,6 +26,7 @@ EVALUATIONS = {
     "strips": "the same prompts under several encoders, side by side",
 }
 MODULES = {"prompts": "public"}  # where a command and its module have different names
+OF_THE_FAMILY = ("generation", "reading", "fidelity", "strips")  # whose encoders are the family's alone
 SIZES = ("quick", "standard", "thorough")
 
 
@@ -45,12 +46,18 @@ def example(line: str) -> str:
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
     """Give `evaluate NAME` its options and its run."""
-    module = import_module(f"{__package__}.evaluation.{MODULES.get(name, name)}")
-    parser.description = module.__doc__
-    module.add_arguments(parser)
+    from .evaluation.options import OPTIONS
+
+    module = f"{__package__}.evaluation.{MODULES.get(name, name)}"
+    parser.description = docstring_of(module)
+    OPTIONS[name](parser)
     add_family(parser, ASSETS)
 
     def run(options: argparse.Namespace) -> None:
+        if name in OF_THE_FAMILY:
+            for encoder in options.encoders:
+                checked(encoder, options.assets)
+
         from .evaluation.plots import check_installed
         from .evaluation.processes import is_first, silent_unless_first
         from .evaluation.provenance import write_provenance
@@ -62,7 +69,7 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
         commit()  # of the code that runs, whatever is committed meanwhile
         start = time.perf_counter()
         with silent_unless_first():
-            module.run(options)
+            import_module(module).run(options)
         if is_first():
             write_provenance(parser, options, time.perf_counter() - start)
 

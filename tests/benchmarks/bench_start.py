@@ -24,6 +24,7 @@ PROCESSES = {
     "--help": [*COMMAND, "--help"],
     "--version": [*COMMAND, "--version"],
     "a usage error": [*COMMAND, "generate", "a prompt", "--steps", "0"],
+    "a usage error of an evaluation": [*COMMAND, "evaluate", "generation", "--count", "0"],
     "describe": [*COMMAND, "describe", "a red tulip on a shelf"],
 }
 

@@ -15,6 +15,7 @@ from tulip_diffusion.evaluation import retrieval
 from tulip_diffusion.evaluation.choices import Choice, choice_accuracy, fg_ovd
 from tulip_diffusion.evaluation.datasets import RetrievalSet, world_set
 from tulip_diffusion.evaluation.encoders import open_encoder, open_pair
+from tulip_diffusion.evaluation.options import OPTIONS
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.evaluation.variants import varied
 from tulip_diffusion.models.checkpoints import load_clip, load_image_encoder
@@ -131,7 +132,7 @@ def test_a_broken_model_is_an_error_and_not_a_figure():
 @pytest.fixture
 def options():
     parser = argparse.ArgumentParser()
-    retrieval.add_arguments(parser)
+    OPTIONS["retrieval"](parser)
     return lambda *line: parser.parse_args([str(word) for word in line])
 
 

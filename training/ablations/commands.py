@@ -5,8 +5,10 @@ import time
 from importlib import import_module
 from typing import Any
 
-from tulip_diffusion.arguments import Help, Parser, add_family, fill_when_used
+from tulip_diffusion.arguments import Help, Parser, add_family, docstring_of, fill_when_used
 from tulip_diffusion.embedded import ASSETS
+
+from .options import finelip, method
 
 METHOD = {  # the rows of each stand in variants.py
     "positions": "rotary or contextual positions",
@@ -35,10 +37,10 @@ def register(subparsers: Any) -> None:
 
 
 def fill(parser: argparse.ArgumentParser, name: str) -> None:
-    """Give `ablate NAME` its options and its run, importing what it measures only now."""
-    module = import_module(f"{__package__}.{'finelip' if name == 'finelip' else 'method'}")
-    parser.description = module.__doc__
-    module.add_arguments(parser)
+    """Give `ablate NAME` its options and its run, importing what it measures only when it runs."""
+    module = f"{__package__}.{'finelip' if name == 'finelip' else 'method'}"
+    parser.description = docstring_of(module)
+    (finelip if name == "finelip" else method)(parser)
     add_family(parser, ASSETS)
 
     def run(options: argparse.Namespace) -> None:
@@ -52,7 +54,7 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
         check_installed("matplotlib")  # before anything is trained
         commit()  # of the code that runs, whatever is committed meanwhile
         start = time.perf_counter()
-        module.run(options, lambda encoder="clip": open_encoder(encoder, options))
+        import_module(module).run(options, lambda encoder="clip": open_encoder(encoder, options))
         write_provenance(parser, options, time.perf_counter() - start)
 
     parser.set_defaults(run=run)

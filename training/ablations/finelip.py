@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import CLIPTextModelWithProjection
 
-from tulip_diffusion import arguments
 from tulip_diffusion.evaluation.datasets import world_set
 from tulip_diffusion.evaluation.embeddings import embed
 from tulip_diffusion.evaluation.encoders import Encoder, Score
@@ -39,31 +38,6 @@ from .pairs import training_pairs
 
 SETS = ("world-short", "world-long")
 BASELINE = "stretched CLIP, contrastive"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ablate finelip`."""
-    parser.add_argument("--steps", type=arguments.steps, default=100, help="of every row (default 100)")
-    parser.add_argument("--batch", type=arguments.count, default=64, help="pairs a step (default 64)")
-    parser.add_argument(
-        "--rate", type=arguments.positive, default=1e-4, help="peak learning rate of the towers (default 1e-4)"
-    )
-    parser.add_argument(
-        "--refinement-rate", type=arguments.positive, default=1e-3, help="and of the refinement (default 1e-3)"
-    )
-    parser.add_argument(
-        "--anchor", type=arguments.not_negative, default=0.0, help="weight of the per-token anchor (default 0)"
-    )
-    parser.add_argument("--captions", type=arguments.count, default=4000, help="training captions (default 4000)")
-    parser.add_argument("--count", type=arguments.count, default=256, help="held-out pairs of each set (default 256)")
-    parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa is the faster one on a GPU")
-    parser.add_argument("--seed", type=arguments.whole(0, 2**32 - 1), default=0)
-    parser.add_argument(
-        "--work", type=arguments.new_folder, default=Path("outputs/ablations/finelip-encoders"), help="what is trained"
-    )
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/ablations/finelip"), help="folder for the results"
-    )
 
 
 SETTINGS = ("steps", "batch", "rate", "refinement_rate", "anchor", "captions", "seed", "assets")

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from tulip_diffusion import arguments
 from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.evaluation.fidelity import fidelity
 from tulip_diffusion.evaluation.plots import figure
@@ -24,7 +23,6 @@ from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.files import write_text
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
-from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
 
 from ..config import DistillArguments, ExpandArguments
@@ -39,33 +37,6 @@ INITIAL_LOGIT_SCALE = float(np.log(1 / 0.07))  # CLIP's: the family ships none
 LENGTH = 248
 STAGE2: dict[str, Any] = {"length": LENGTH, "anchor_weight": 0.0}  # unless the variant says otherwise
 CHUNK_TOKENS = 8192  # captions are sorted by length and padded to few others; changes no result
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the method's ablations."""
-    parser.add_argument("--stage1-steps", type=arguments.count, default=250)
-    parser.add_argument("--stage2-steps", type=arguments.count, default=100)
-    parser.add_argument("--batch", type=arguments.count, default=64, help="captions a step (default 64)")
-    parser.add_argument(
-        "--stage1-rate", type=arguments.positive, default=5e-4, help="peak learning rate (default 5e-4)"
-    )
-    parser.add_argument(
-        "--stage2-rate", type=arguments.positive, default=1e-4, help="peak learning rate (default 1e-4)"
-    )
-    parser.add_argument("--captions", type=arguments.count, default=4000, help="training captions (default 4000)")
-    parser.add_argument("--count", type=arguments.count, default=256, help="held-out pairs of each set (default 256)")
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--attn", choices=("eager", "sdpa"), help="default: eager for bfloat16 on a CPU, else sdpa")
-    parser.add_argument("--seed", type=arguments.whole(0, 2**32 - 1), default=0)
-    parser.add_argument(
-        "--work",
-        type=arguments.new_folder,
-        default=Path("outputs/ablations/encoders"),
-        help="trained encoders, which ablations share",
-    )
-    parser.add_argument(
-        "--out", type=arguments.new_folder, help="folder for the results (default: outputs/ablations/NAME)"
-    )
 
 
 # What a result depends on, beside the variant itself; all that share a folder must agree in it.

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tulip_diffusion import arguments
 from tulip_diffusion.data import open_captions
 from tulip_diffusion.models.positions import CLIP_LENGTH
-from tulip_diffusion.scenes.dataset import SPLITS
 
-from .encoders import Encoder, add_encoders, open_encoder
+from .encoders import Encoder, open_encoder
 from .plots import curve, figure, legend, level, middles, shaded_words
 from .processes import is_first, shared
-from .prompts import PROMPTS, position_after, prompts_of
+from .prompts import position_after, prompts_of
 from .records import markdown, mean_over, write_record
 
 BIN = 20  # tokens
@@ -103,18 +101,6 @@ def measure(encoder: Encoder, texts: Sequence[str], name: str) -> dict[str, Any]
         for kind in (spreads, bins)
     ]
     return {**averaged[0], "position": averaged[1]}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate attention`."""
-    add_encoders(parser, ["longclip", "tulip"])
-    parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
-    parser.add_argument("--data", help="other captions: any file that `train` reads; needs no images")
-    parser.add_argument("--count", type=arguments.count, default=64, help="how many captions (default 64)")
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/attention"), help="folder for the results"
-    )
 
 
 def texts_of(options: argparse.Namespace) -> list[str]:

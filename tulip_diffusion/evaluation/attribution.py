@@ -20,10 +20,10 @@ from tulip_diffusion.files import replacing
 
 from .cross_attention import watched_attention
 from .details import hits
-from .drawing import add_drawing, draw_texts, open_pipeline, to_image
+from .drawing import draw_texts, open_pipeline, to_image
 from .plots import figure, shaded_words
 from .processes import is_first
-from .prompts import PROMPTS, position_after, prompts_of
+from .prompts import position_after, prompts_of
 from .records import markdown, write_record
 from .side_by_side import Panel, make_strip
 
@@ -65,23 +65,6 @@ def attribute(
     total = attention.sum().clamp(min=1e-12)
     even = (attention / total * len(words)).tolist()
     return Attribution(to_image(picture), words, tuple(even), own[0].item(), own[1 + read :].sum().item())
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate attribution`."""
-    parser.add_argument(
-        "prompt", nargs="?", help="the prompt, '-' for standard input (default: the first of --prompts)"
-    )
-    parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
-    parser.add_argument("--model", help="SDXL weights: a folder, a Hub id or a single file (default: the family)")
-    parser.add_argument(
-        "--encoders", nargs="+", default=["clip", "clip-windows", "tulip"], help="as in `evaluate prompts`"
-    )
-    parser.add_argument("--seed", type=arguments.seed, default=0, help="the starting noise (default 0)")
-    add_drawing(parser)
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/attribution"), help="folder for the results"
-    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from tulip_diffusion import arguments
 from tulip_diffusion.embedded import load_embedded_pipeline
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
 from tulip_diffusion.provenance import weights_hash
@@ -22,13 +21,6 @@ from .encoders import fingerprint
 from .processes import device_of, shared, shared_arrays
 
 LABEL = 150  # width of the names of a contact sheet's rows
-
-
-def add_drawing(parser: argparse.ArgumentParser) -> None:
-    """The options that [`draw_captions`] goes by."""
-    parser.add_argument("--steps", type=arguments.steps, default=25, help="denoising steps (default 25)")
-    parser.add_argument("--guidance", type=arguments.guidance, default=3.0, help="guidance scale (default 3)")
-    parser.add_argument("--batch", type=arguments.count, default=8, help="pictures drawn at once (default 8)")
 
 
 def open_pipeline(encoder: str, options: argparse.Namespace) -> Any:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, CLIPTokenizer, PreTrainedTokenizerBase
 
-from tulip_diffusion import arguments
 from tulip_diffusion.data import as_seen
 from tulip_diffusion.embedded import ASSETS, ENCODERS, load_embedded_towers
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
@@ -29,10 +28,6 @@ from .processes import device_of
 Score = Callable[[Tensor, Tensor], Tensor]  # blocks of image and text features to similarities, larger is nearer
 PUBLISHED_LENGTH = 248  # tokens at which TULIP's and Long-CLIP's evaluations cut
 TOKENS_AT_ONCE = 16384  # of a batch of texts, pads included
-HELP = (
-    "encoders of the embedded family; CLIP checkpoint files, folders or Hub ids; finelip:FILE for FineLIP with its "
-    "fine score; open_clip:ARCHITECTURE:WEIGHTS"
-)
 
 
 class Embeds(Protocol):
@@ -183,16 +178,6 @@ def fingerprint(*parts: object) -> str:
     for part in parts:
         digest.update(f"{part}\0".encode())
     return digest.hexdigest()
-
-
-def add_encoders(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
-    """The options that [`open_encoder`] goes by, but for --assets and --device, which all evaluations have."""
-    parser.add_argument("--encoders", nargs="+", default=list(default), metavar="ENCODER", help=HELP)
-    parser.add_argument(
-        "--length", type=arguments.whole(3), help="tokens at which texts are cut (default: each encoder's own)"
-    )
-    parser.add_argument("--layout", default="auto", help="of checkpoint files; 'tulip' for TULIP's second stage")
-    parser.add_argument("--rope", choices=("released", "paper"), help="what TULIP's files forgot to store")
 
 
 def open_encoder(source: str, options: argparse.Namespace) -> Encoder:

@@ -8,7 +8,6 @@ worth: places that are drawn otherwise when encoders are exchanged, from the sam
 import argparse
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tulip_diffusion import arguments
 from tulip_diffusion.models.positions import CLIP_LENGTH
 from tulip_diffusion.pipelines.encoding import context_length
 from tulip_diffusion.scenes.captions import Caption
-from tulip_diffusion.scenes.dataset import SPLITS
 
 from .details import changed, details, share
-from .drawing import add_drawing, draw_captions, open_pipeline
+from .drawing import draw_captions, open_pipeline
 from .plots import curve, figure, legend, middles
 from .processes import is_first
-from .prompts import POSITIONS, PROMPTS, bin_means, position_after, prompts_of
+from .prompts import POSITIONS, bin_means, position_after, prompts_of
 from .reading import text_states
 from .records import markdown, mean_over, write_record
 
@@ -183,26 +180,6 @@ def near_fidelity(pipeline: Any, teacher: Any, texts: Sequence[str]) -> dict[str
         own = getattr(teacher, tokenizer)
         figures[slot] = fidelity(getattr(pipeline, encoder), getattr(teacher, encoder), own, texts, own.pad_token_id)
     return figures
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate fidelity`."""
-    parser.add_argument(
-        "--encoders", nargs="+", default=["longclip", "tulip-paper", "tulip-l", "tulip"], help="of the family"
-    )
-    parser.add_argument("--teacher", default="clip", help="what they are held against (default clip)")
-    parser.add_argument(
-        "--prompts", choices=PROMPTS, nargs="*", default=["full", "500"], help="texts beyond 77 tokens"
-    )
-    parser.add_argument("--count", type=arguments.count, default=256, help="texts of each kind (default 256)")
-    parser.add_argument(
-        "--pictures", type=arguments.count_or_none, default=128, help="short prompts to draw, 0 for none (default 128)"
-    )
-    add_drawing(parser)
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/fidelity"), help="folder for the results"
-    )
 
 
 def run(options: argparse.Namespace) -> None:

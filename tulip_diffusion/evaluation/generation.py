@@ -7,52 +7,22 @@ Draws prompts of the embedded family's world and reads the pictures exactly. A k
 import argparse
 import itertools
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tulip_diffusion import arguments
 from tulip_diffusion.files import remove, replacing
-from tulip_diffusion.scenes.dataset import SPLITS
 
 from .details import changed, details, summarize
-from .drawing import add_drawing, contact_sheet, draw_captions, open_pipeline
+from .drawing import contact_sheet, draw_captions, open_pipeline
 from .negatives import effect
 from .plots import bins_figure
 from .processes import is_first
-from .prompts import PROMPTS, prompts_of
+from .prompts import prompts_of
 from .records import bin_table, markdown, write_record
 
 POLICIES = ("overflow", "pooled", "sequence_length", "attention_scale")
 BINS = {"position": "token position", "distance": "tokens between reference and referent"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate generation`."""
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        default=["clip", "longclip", "tulip-paper", "tulip"],
-        help="text encoders of the family; changes are counted against the first",
-    )
-    parser.add_argument("--prompts", choices=PROMPTS, default="full", help="which kind of prompts (default full)")
-    parser.add_argument("--count", type=arguments.count, default=256, help="how many prompts (default 256)")
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument("--overflow", nargs="+", default=["own"], help="windows, stretch, truncate")
-    parser.add_argument("--pooled", nargs="+", default=["own"], help="first, last, mean")
-    parser.add_argument("--sequence-length", nargs="+", default=["own"], help="auto, exact, bucket or a number")
-    parser.add_argument("--attention-scale", nargs="+", default=["own"], help="none, log or a factor")
-    parser.add_argument(
-        "--negative",
-        nargs="+",
-        metavar="TEXT",
-        help="negative prompts, one after the other, beside none; says what each does to the things that it names",
-    )
-    add_drawing(parser)
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/generation"), help="folder for the results"
-    )
 
 
 def policies(options: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:

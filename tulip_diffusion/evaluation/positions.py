@@ -7,50 +7,18 @@ one changed word moves the pooled state, the token states and the UNet's predict
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
-from tulip_diffusion import arguments
-from tulip_diffusion.embedded import COMPARED
 from tulip_diffusion.scenes.dataset import SPLITS
 
 from .drawing import open_pipeline
-from .encoders import add_encoders, open_pair
+from .encoders import open_pair
 from .needles import Needle, distinct_contents, make_needle
 from .plots import curve, figure, legend, level, middles
 from .probes import EARLY, Figures, find_needles, prefer_right_colour, tail_sensitivity
 from .processes import is_first
-from .prompts import PROMPTS
 from .records import markdown, write_record
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate positions`."""
-    add_encoders(parser, [*COMPARED])
-    parser.add_argument(
-        "--tokens", type=arguments.whole(3), nargs="+", default=[77, 154, 248, 500, 1000], help="lengths of the texts"
-    )
-    parser.add_argument("--needles", type=arguments.count, default=16, help="texts of each length (default 16)")
-    parser.add_argument(
-        "--variants", type=arguments.count, default=16, help="sentences that a needle can be (default 16, up to 80)"
-    )
-    parser.add_argument("--slots", type=arguments.count, default=8, help="places of the needle in a text (default 8)")
-    parser.add_argument("--prompts", choices=PROMPTS, nargs="*", default=["full", "500", "1000"], help="for negatives")
-    parser.add_argument(
-        "--count", type=arguments.count, default=64, help="prompts of each kind for hard negatives (default 64)"
-    )
-    parser.add_argument(
-        "--tail",
-        type=arguments.count_or_none,
-        default=4,
-        help="texts for the tail sensitivity (default 4); 0 where there is no UNet",
-    )
-    parser.add_argument("--tail-tokens", type=arguments.whole(3), default=2048, help="their length (default 2048)")
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/positions"), help="folder for the results"
-    )
 
 
 def needles_of(tokens: int, options: argparse.Namespace) -> list[Needle]:

@@ -18,12 +18,11 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor
 
-from tulip_diffusion import arguments
 from tulip_diffusion.data import open_image
 from tulip_diffusion.files import replacing, write_text
 from tulip_diffusion.tokenization import load_tokenizer
 
-from .drawing import add_drawing, draw_texts, open_pipeline, pipeline_key, to_image
+from .drawing import draw_texts, open_pipeline, pipeline_key, to_image
 from .embeddings import batches
 from .encoders import Embeds, open_pair
 from .plots import bins_figure
@@ -33,36 +32,6 @@ from .public_sets import PUBLIC_SETS, Prompt, read_set
 from .records import bin_table, markdown, mean_over, write_record
 
 LENGTHS = (77, 154, 248, 500)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate prompts`."""
-    sets = ", ".join(PUBLIC_SETS)
-    parser.add_argument("--data", required=True, metavar="NAME=PATH", help=f"the set and where it lies: {sets}")
-    parser.add_argument("--count", type=arguments.count, help="the first so many prompts only")
-    parser.add_argument(
-        "--model", help="SDXL weights: a folder, a Hub id or a single file (default: the small family)"
-    )
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        default=["clip", "clip-windows", "tulip"],
-        metavar="ENCODER",
-        help="of the family; with --model: clip (its own, cut at 77 tokens), clip-windows (its own, in windows) or "
-        "any encoder file, folder or Hub id for the first slot",
-    )
-    parser.add_argument(
-        "--pictures", type=arguments.count, default=1, help="pictures of each prompt, from other noise (default 1)"
-    )
-    parser.add_argument("--seed", type=arguments.seed, default=0, help="of the first prompt's noise (default 0)")
-    add_drawing(parser)
-    parser.add_argument("--image-tower", metavar="ENCODER", help="a CLIP to measure the diversity of --pictures with")
-    parser.add_argument(
-        "--score", nargs="+", metavar="ENCODER=FILE", help="what the set's scorer has written about the pictures"
-    )
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/prompts"), help="folder for pictures and results"
-    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,22 +7,19 @@ sentence that takes its colour from another, by the token distance between the t
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tulip_diffusion import arguments
 from tulip_diffusion.scenes.captions import Caption
-from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.read_out import ReadOut, load_read_out, sentence_targets
 
 from .details import Detail, by_distance, by_position, share
 from .drawing import open_pipeline
 from .embeddings import batches
 from .processes import is_first, shared
-from .prompts import PROMPTS, position_after, prompts_of
+from .prompts import position_after, prompts_of
 from .records import bin_table, write_record
 
 BINS = {"colour by position": "token position", "colour by distance": "token distance of references"}
@@ -70,18 +67,6 @@ def summarize_reading(found: dict[str, list[Detail]]) -> dict[str, Any]:
         summary[f"{name} by position"] = by_position(details)
         summary[f"{name} by distance"] = by_distance(details)
     return summary
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate reading`."""
-    parser.add_argument("--encoders", nargs="+", default=["clip", "longclip", "tulip-paper", "tulip"])
-    parser.add_argument("--overflow", help="windows, stretch or truncate (default: the encoder's own)")
-    parser.add_argument("--prompts", choices=PROMPTS, default="references", help="which kind (default references)")
-    parser.add_argument("--count", type=arguments.count, default=256, help="how many prompts (default 256)")
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/reading"), help="folder for the results"
-    )
 
 
 def run(options: argparse.Namespace) -> None:

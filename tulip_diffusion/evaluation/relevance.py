@@ -9,7 +9,6 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,19 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tulip_diffusion import arguments
 from tulip_diffusion.data import open_captions
-from tulip_diffusion.embedded import COMPARED
-from tulip_diffusion.scenes.dataset import SPLITS
 from tulip_diffusion.scenes.render import render
 
-from .encoders import Encoder, add_encoders, open_towers
+from .encoders import Encoder, open_towers
 from .plots import curve, figure, legend, level, middles
 from .processes import is_first, shared
-from .prompts import POSITIONS, PROMPTS, bin_means, prompts_of
+from .prompts import POSITIONS, bin_means, prompts_of
 from .records import markdown, mean_over, write_record
 
-WINDOWS, STRIDES = (20, 33, 55), (5, 10, 15)
 EDGES = (0, *range(25, 301, 25), *POSITIONS[5:])
 
 
@@ -71,25 +66,6 @@ def relevance(
         figures[name] = mean_over(of_windows, rows)
         figures[f"{name} by position"] = bin_means(places, of_windows, rows, EDGES)
     return figures
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate relevance`."""
-    add_encoders(parser, [*COMPARED])
-    parser.add_argument("--prompts", choices=PROMPTS, default="full", help="captions of the world (default full)")
-    parser.add_argument("--data", help="other images with captions: any file that `train` reads")
-    parser.add_argument("--image-root", help="folder that image paths are relative to; the data file's own by default")
-    parser.add_argument(
-        "--windows", type=arguments.count, nargs="+", default=list(WINDOWS), help="tokens (default 20 33 55)"
-    )
-    parser.add_argument(
-        "--strides", type=arguments.count, nargs="+", default=list(STRIDES), help="tokens (default 5 10 15)"
-    )
-    parser.add_argument("--count", type=arguments.count, default=64, help="how many captions (default 64)")
-    parser.add_argument("--split", choices=SPLITS, default="evaluation", help="tune on validation only")
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/relevance"), help="folder for the results"
-    )
 
 
 def pairs_of(options: argparse.Namespace) -> tuple[list[str], list[Image.Image]]:

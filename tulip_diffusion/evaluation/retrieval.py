@@ -27,19 +27,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from tulip_diffusion import arguments
 from tulip_diffusion.files import replacing
 
 from .choices import Choice, choice_accuracy, fg_ovd, world_choices
-from .datasets import LAYOUTS, WORLD, RetrievalSet, load_retrieval_set, world_set
+from .datasets import WORLD, RetrievalSet, load_retrieval_set, world_set
 from .embeddings import embed
-from .encoders import Encoder, Score, add_encoders, open_pair, published_length
+from .encoders import Encoder, Score, open_pair, published_length
 from .examples import retrieval_examples
 from .papers import PUBLISHED
 from .plots import figure, legend
 from .processes import is_first
 from .records import markdown, write_record
-from .variants import VARIANTS, varied
+from .variants import varied
 
 DIRECTIONS = {"i2t": "image to text", "t2i": "text to image"}
 KS = (1, 5, 10)
@@ -185,41 +184,6 @@ def hits(standing: Standing, k: int) -> Tensor:
 def log_choose(n: Tensor, k: Tensor) -> Tensor:
     """Logarithm of the number of ways to take k of n."""
     return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate retrieval`."""
-    add_encoders(parser, ["clip", "longclip", "tulip-paper", "tulip"])
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        default=["world-long", "world-mixed", "world-short", "world-hard"],
-        metavar="NAME[=PATH]",
-        help=f"sets of the embedded world ({', '.join(WORLD)}, world-details), or data on disk as NAME=PATH, the "
-        f"folder or the annotation file ({', '.join(LAYOUTS)}, fg-ovd)",
-    )
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=VARIANTS,
-        default=[],
-        help="measure every set again with its captions' first sentence removed, moved to the end, or all shuffled",
-    )
-    parser.add_argument(
-        "--images", type=arguments.existing_folder, help="folder of the images, where it is not in its usual place"
-    )
-    parser.add_argument(
-        "--count", type=arguments.count, default=1000, help="pictures in a set of the world (default 1000)"
-    )
-    parser.add_argument(
-        "--batch", type=arguments.count, default=64, help="pictures or captions encoded at once (default 64)"
-    )
-    parser.add_argument(
-        "--cache", type=arguments.new_folder, default=Path("outputs/embeddings"), help="folder of kept embeddings"
-    )
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/retrieval"), help="folder for the results"
-    )
 
 
 def open_data(options: argparse.Namespace) -> list[RetrievalSet]:

@@ -5,32 +5,18 @@ As in the papers' figures, but with a judge that is exact: the prompts are texts
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from tulip_diffusion import arguments
-from tulip_diffusion.embedded import COMPARED
 from tulip_diffusion.files import replacing
 from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.tokenization import load_tokenizer
 
 from .details import details, hits
-from .drawing import add_drawing, draw_captions, open_pipeline, to_image
+from .drawing import draw_captions, open_pipeline, to_image
 from .processes import is_first
-from .prompts import PROMPTS, prompts_of
+from .prompts import prompts_of
 from .records import markdown, write_record
 from .side_by_side import Panel, make_strip
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `evaluate strips`."""
-    parser.add_argument("--encoders", nargs="+", default=[*COMPARED], help="of the family")
-    parser.add_argument("--prompts", nargs="+", choices=PROMPTS, default=["full", "references", "500"])
-    parser.add_argument("--count", type=arguments.count, default=2, help="strips of each kind of prompts (default 2)")
-    add_drawing(parser)
-    parser.add_argument(
-        "--out", type=arguments.new_folder, default=Path("outputs/strips"), help="folder for the results"
-    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,8 +9,10 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from .datasets import RetrievalSet
+if TYPE_CHECKING:
+    from .datasets import RetrievalSet
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -27,7 +29,7 @@ VARIANTS: dict[str, Callable[[list[str], int], list[str]]] = {
 }
 
 
-def varied(data: RetrievalSet, variant: str) -> RetrievalSet:
+def varied(data: "RetrievalSet", variant: str) -> "RetrievalSet":
     """`data` with every caption rearranged; a caption of one sentence stays as it is."""
     captions = []
     for number, caption in enumerate(data.captions):

@@ -1,4 +1,4 @@
-"""Pictures and captions as PyTorch data sets, and the seeds that keep evaluation apart from training."""
+"""Pictures and captions as PyTorch data sets."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,9 +10,8 @@ from torch.utils.data import Dataset
 from .captions import Caption
 from .grammar import choose, landmark_scene, write_caption
 from .render import PLACES, random_scene, render_array
+from .splits import SPLITS
 
-# First seed of every split. Example i of a split has the seed SPLITS[split] + i, so a split is the same everywhere.
-SPLITS = {"train": 0, "validation": 1_000_000_000, "evaluation": 2_000_000_000}
 REFERENCES = {"colour": 0.35, "place": 0.05, "it": 0.08, "every": 0.1}
 MOST_THINGS = {"long": 6, "mixed": 9, "short": 13, "terse": 16}  # about what a window of 77 tokens holds
 

@@ -9,7 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tulip_diffusion import from_clip
 from tulip_diffusion.evaluation.encoders import Encoder
-from tulip_diffusion.training.ablations.finelip import BASELINE, add_arguments, run
+from tulip_diffusion.training.ablations.finelip import BASELINE, run
+from tulip_diffusion.training.ablations.options import finelip
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def read(load_towers, tokenizer):
 
 def test_the_table_has_a_row_of_every_part_on_both_encoders(read, tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    finelip(parser)
     line = f"--steps 1 --batch 4 --captions 4 --count 4 --work {tmp_path / 'work'} --out {tmp_path / 'out'}"
     options = parser.parse_args(line.split())
     options.assets = "tiny"

@@ -76,9 +76,11 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
 def start(stage: str, arguments: Any, sources: Sources) -> None:
     """Open data and models, and run the stage."""
     from tulip_diffusion.data import open_captions
+    from tulip_diffusion.progress import hide_loading_bars
 
     from . import loading as load
 
+    hide_loading_bars()
     check_paths(stage, arguments, sources)
     assert sources.teacher and sources.data  # or they have just been refused
     data = open_captions(

@@ -108,7 +108,7 @@ def hint(sentence: str) -> str:
 
 
 def note(lost: str, verdicts: Sequence[Verdict] = (), score: str = "") -> str:
-    """What stands under one picture: which sentences it shows rightly, and the words that its encoder missed."""
+    """What stands under one picture: which sentences it shows correctly, and the words that its encoder missed."""
     parts = []
     if verdicts:
         marks = "".join(mark(verdict) for verdict in verdicts if verdict.right is not None)

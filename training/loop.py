@@ -293,7 +293,7 @@ class Training:
         return dict(zip(means, self.accelerator.reduce(values, reduction="mean").tolist(), strict=True))
 
     def keep_history(self, first: int) -> None:
-        """Drop what metrics.jsonl says of steps that will be taken again."""
+        """Drop the lines of metrics.jsonl about steps that will be taken again."""
         path = self.output_dir / "metrics.jsonl"
         if not self.accelerator.is_main_process:
             return

@@ -255,7 +255,7 @@ def add_command(
 
 
 def docstring_of(module: str) -> str | None:
-    """What the module called `module` says of itself, read off its file: importing it may bring torch."""
+    """The docstring of `module`, read off its file: importing it may bring torch."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")))

@@ -178,7 +178,7 @@ def _write_open_clip(file: Path, towers: "ClipTowers") -> "dict[str, Tensor]":
 
 
 def metadata(towers: "ClipTowers") -> dict[str, str]:
-    """What a safetensors file says of itself: the configurations that its tensors do not tell."""
+    """A safetensors file's metadata: the configurations that its tensors do not tell."""
     from .models.checkpoint_files import METADATA
 
     said = {"text": unsaid(towers.text_encoder.config)}

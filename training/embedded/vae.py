@@ -52,7 +52,7 @@ def reconstruction_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def oracle_on_reconstructions(vae: AutoencoderKL, pictures: int = 64) -> tuple[float, float]:
-    """Share of places that the oracle reads rightly from full held-out pictures after the autoencoder, and the MSE."""
+    """Share of places read correctly from full held-out pictures after the autoencoder, and the MSE."""
     right, error = 0, 0.0
     for seed in range(pictures):
         scene = random_scene(np.random.default_rng(HELD_OUT + seed), PLACES)

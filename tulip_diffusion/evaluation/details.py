@@ -1,7 +1,7 @@
 """What a picture of the world shows of its prompt. An oracle reads every place exactly, so no judge model is needed.
 
-*Detail accuracy*: the share of things that stand in their place in their colour, by the position of the sentence with
-which the prompt has told them. *Reference accuracy*: the same for things whose colour is only given by reference ("in
+*Detail accuracy*: the share of things that stand in their place in their colour, by the position of the sentence that
+names them. *Reference accuracy*: the same for things whose colour is only given by reference ("in
 the same colour as the tulip"), by the token distance to the sentence referred to.
 """
 

@@ -1,7 +1,7 @@
 """All results below a folder as one page to read and share, and as `docs/results.md`.
 
 Every section is made from an evaluation's JSON record, with its tables, its pictures, and the command, commit and seed
-that made it. The page holds everything itself, records included, and asks no other host for anything.
+that made it. The page is self-contained, records included, and asks no other host for anything.
 """
 
 import base64
@@ -28,8 +28,8 @@ from .summary import summary
 TITLES = {
     "generation": (
         "What pictures show of their prompts",
-        "Share of a prompt's things that stand in their place in their colour, by the token position with which the "
-        "prompt has told them, or by the token distance of a reference. An exact reader judges, no model.",
+        "Share of a prompt's things that the picture shows in their place and colour, by the token position at which "
+        "the prompt has named them, or by the token distance of a reference. The judge is exact, and no model.",
     ),
     "strips": (
         "Pictures side by side",
@@ -51,7 +51,7 @@ TITLES = {
         "Captions to images and back. The sets named hard hold captions that differ in one detail alone.",
     ),
     "positions": ("Does it matter where in a text something is said?", "Needles, hard negatives and changed words."),
-    "fidelity": ("How closely encoders say what CLIP says", "In what retrieval reads and in what SDXL reads."),
+    "fidelity": ("How closely encoders match CLIP", "In what retrieval reads and in what SDXL reads."),
     "attention": ("Attention of the pooled state", "Where the EOS query looks in the last block."),
     "relevance": ("Relevance of a caption's windows", "Similarity of the image with windows of its long caption."),
     "ablation": ("What one choice is worth", "Encoders trained with one thing varied, judged on the same texts."),

@@ -27,7 +27,7 @@ WEIGHT_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bi
 WEIGHT_INDEXES = ("model.safetensors.index.json", "model.safetensors.index.fp16.json", "pytorch_model.bin.index.json")
 # Parts of single-file pipelines that hold no text encoder, and most of the bytes.
 OTHER_PARTS = ("model.diffusion_model.", "first_stage_model.", "model_ema.", "vae.")
-# What torch's unpickler says of a pickle that needs code, as opposed to one that is damaged.
+# Words in torch's errors about a pickle that needs code, as opposed to one that is damaged.
 CODE_SIGNS = ("GLOBAL", "new object", "reduce", "build")
 # TULIP's and open_clip's training checkpoints keep learning rates as numpy scalars: these types, and no others.
 _scalar = numpy.float64(0).__reduce__()[0]

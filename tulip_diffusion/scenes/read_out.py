@@ -60,7 +60,7 @@ def sentence_targets(captions: list[Caption]) -> tuple[Tensor, Tensor]:
 
 
 def head_accuracies(heads: ReadOut, states: Tensor, captions: list[Caption]) -> dict[str, float]:
-    """Share of places, kinds and colours read rightly off `states` (captions, tokens, width) at the sentences' ends.
+    """Share of places, kinds and colours read correctly off `states` (captions, tokens, width) at the sentences' ends.
 
     `referred colour` and `referred place` are those of the sentences that take their colour from another one.
     """

@@ -1,8 +1,5 @@
 """What TULIP is compared with, in the same loop: CLIP fine-tuned on long captions, and Long-CLIP."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
@@ -10,28 +7,15 @@ from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.positions import LONGCLIP_KEEP
 
-from .batches import long_batch, pad_ids, padding_id
-from .config import FinetuneArguments, LongCLIPArguments, Sources
+from .batches import padding_id
+from .config import ContrastiveArguments, FinetuneArguments, LongCLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features
 from .cutting import CaptionCutter
 from .kernels import settle_kernels
 from .loop import build_accelerator, run_stage
 from .losses import contrastive_loss, primary_components
-from .stage import Chunk, Figures
-from .towers import Pair, pair_batch, stretch_positions
-
-
-@dataclass(frozen=True)
-class BaselineCollate:
-    """Makes a chunk of pairs: images, short texts, and long ones if asked for."""
-
-    pad_id: int
-    with_long: bool = False
-
-    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
-        cuts = [pair.cut for pair in pairs]
-        batch = pair_batch(pairs) | {"short_ids": pad_ids([cut.short_ids for cut in cuts], self.pad_id)}
-        return batch | long_batch(cuts, self.pad_id, range(len(cuts))) if self.with_long else batch
+from .stage import Figures
+from .towers import PairCollate, stretch_positions
 
 
 class Finetuning(ContrastiveStage):
@@ -49,7 +33,7 @@ class Finetuning(ContrastiveStage):
         window = towers.text_encoder.config.max_position_embeddings
         cutter = CaptionCutter(tokenizer, window, window, short="cut", sub_captions="none", seed=arguments.seed)
         super().__init__(towers.text_encoder, towers, tokenizer, data, cutter, arguments)
-        self.collate = BaselineCollate(padding_id(tokenizer, "eos"))
+        self.collate = PairCollate(padding_id(tokenizer, "eos"), long=False)
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         """CLIP's loss of images and captions."""
@@ -73,7 +57,7 @@ class LongCLIP(ContrastiveStage):
             tokenizer, window, window, short="first-sentence", sub_captions="none", seed=arguments.seed
         )
         super().__init__(towers.text_encoder, towers, tokenizer, data, cutter, arguments)
-        self.collate = BaselineCollate(padding_id(tokenizer, "eos"), with_long=True)
+        self.collate = PairCollate(padding_id(tokenizer, "eos"))
 
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         """The loss of long captions, and that of short ones against the images' primary components."""
@@ -85,6 +69,22 @@ class LongCLIP(ContrastiveStage):
         return long + self.arguments.short_weight * short, figures
 
 
+def run_baseline(
+    stage: type[Finetuning] | type[LongCLIP],
+    towers: ClipTowers,
+    tokenizer: PreTrainedTokenizerBase,
+    data: CaptionData,
+    arguments: ContrastiveArguments,
+    sources: Sources | None,
+) -> CLIPTextModelWithProjection:
+    """Run `stage` on `towers`, in place, and return the text tower that it has written."""
+    config = towers.text_encoder.config
+    arguments = settle_kernels(arguments, config, config.max_position_embeddings)
+    accelerator = build_accelerator(arguments)
+    run_stage(stage(towers, tokenizer, data, arguments), arguments, accelerator, sources)
+    return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)
+
+
 def finetune_clip(
     towers: ClipTowers,
     tokenizer: PreTrainedTokenizerBase,
@@ -93,11 +93,7 @@ def finetune_clip(
     sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
     """Fine-tune both towers of `towers` in place, write them to `arguments.output_dir`, and return the text tower."""
-    config = towers.text_encoder.config
-    arguments = settle_kernels(arguments, config, config.max_position_embeddings)
-    accelerator = build_accelerator(arguments)
-    run_stage(Finetuning(towers, tokenizer, data, arguments), arguments, accelerator, sources)
-    return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)
+    return run_baseline(Finetuning, towers, tokenizer, data, arguments, sources)
 
 
 def long_clip(
@@ -108,8 +104,4 @@ def long_clip(
     sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
     """Train Long-CLIP from `towers`, in place, write it to `arguments.output_dir`, and return its text tower."""
-    config = towers.text_encoder.config
-    arguments = settle_kernels(arguments, config, config.max_position_embeddings)
-    accelerator = build_accelerator(arguments)
-    run_stage(LongCLIP(towers, tokenizer, data, arguments), arguments, accelerator, sources)
-    return CLIPTextModelWithProjection.from_pretrained(arguments.output_dir)
+    return run_baseline(LongCLIP, towers, tokenizer, data, arguments, sources)

@@ -84,8 +84,8 @@ def pad_ids(ids: Sequence[Sequence[int]], pad_id: int, length: int | None = None
     return padded
 
 
-def short_batch(cuts: Sequence[CutCaption], pad_id: int, window: int) -> Batch:
-    """`short_ids` (captions, window), padded as SDXL pads."""
+def short_batch(cuts: Sequence[CutCaption], pad_id: int, window: int | None) -> Batch:
+    """`short_ids` (captions, window), padded as SDXL pads; without a `window` to the longest."""
     return {"short_ids": pad_ids([cut.short_ids for cut in cuts], pad_id, window)}
 
 

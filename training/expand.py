@@ -5,8 +5,6 @@ contrastive loss of short captions plus 1 - lambda times that of long ones. Stag
 anchor, because the contrastive losses see pooled states alone and would undo what SDXL reads.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from tulip_diffusion.data import CaptionData
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
-from .batches import long_batch, padding_id, short_batch, sub_caption_batch
+from .batches import padding_id
 from .config import ExpandArguments, Sources
 from .contrastive import ContrastiveStage, Features, TowerOutputs
 from .cutting import caption_cutter
@@ -29,7 +27,7 @@ from .losses import contrastive_loss
 from .stage import Chunk, Figures
 from .student import hidden_figures, pooled_figures, refuse_shared_weights
 from .teacher import Teacher
-from .towers import Pair, pair_batch
+from .towers import PairCollate
 
 
 def expand_positions(student: TulipTextModelWithProjection, window: int, length: int, alpha: float) -> None:
@@ -72,21 +70,6 @@ def freeze_token_states(student: TulipTextModelWithProjection) -> None:
         part.requires_grad_(True)
 
 
-@dataclass(frozen=True)
-class ExpandCollate:
-    """Makes a chunk of pairs: images, short and long texts, and what the teacher reads where there is an anchor."""
-
-    pad_id: int
-    window: int
-    anchored: bool
-
-    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
-        cuts = [pair.cut for pair in pairs]
-        batch = pair_batch(pairs) | short_batch(cuts, self.pad_id, self.window)
-        batch |= long_batch(cuts, self.pad_id, range(len(cuts)))
-        return batch | sub_caption_batch(cuts, self.pad_id) if self.anchored else batch
-
-
 class Expansion(ContrastiveStage):
     """Stage 2. `towers` are the CLIP that `student` came from: image tower, and teacher of the anchor."""
 
@@ -114,7 +97,7 @@ class Expansion(ContrastiveStage):
         super().__init__(student, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
         if arguments.freeze_token_states:
             freeze_token_states(student)
-        self.collate = ExpandCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
+        self.collate = PairCollate(padding_id(tokenizer, arguments.pad), window=window, sub_captions=self.anchored)
 
     def begin(self, accelerator: Accelerator) -> None:
         """Put the anchor's teacher where it will run."""

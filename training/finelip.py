@@ -4,8 +4,6 @@ The refinement modules learn fast, the towers slowly. The loss is a triplet loss
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +29,7 @@ from tulip_diffusion.models.finelip import (
 from tulip_diffusion.models.positions import LONGCLIP_KEEP
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
-from .batches import long_batch, padding_id, short_batch, sub_caption_batch
+from .batches import padding_id
 from .config import FineLIPArguments, Sources
 from .contrastive import ContrastiveStage, Features, TwoTowers
 from .cutting import caption_cutter
@@ -41,7 +39,7 @@ from .losses import contrastive_loss
 from .stage import Chunk, Figures
 from .student import TextStates, hidden_figures, note_length, refuse_shared_weights, unprefixed
 from .teacher import Teacher
-from .towers import Pair, pair_batch, stretch_positions
+from .towers import PairCollate, stretch_positions
 
 HIDDEN_SHARE = 0.2  # of the tokens' width, inside the refinement's MLP
 
@@ -101,22 +99,6 @@ class FineTowers(TwoTowers):
         return FineOutputs(image, text, self.logit_scale.exp(), states)
 
 
-@dataclass(frozen=True)
-class FineLIPCollate:
-    """Makes a chunk of pairs: images and long texts, and with an anchor the texts that it holds in place."""
-
-    pad_id: int
-    window: int
-    anchored: bool
-
-    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
-        cuts = [pair.cut for pair in pairs]
-        batch = pair_batch(pairs) | long_batch(cuts, self.pad_id, range(len(cuts)))
-        if self.anchored:
-            batch |= short_batch(cuts, self.pad_id, self.window) | sub_caption_batch(cuts, self.pad_id)
-        return batch
-
-
 class FineAlignment(ContrastiveStage):
     """FineLIP. `towers` are a CLIP; `student` is a TULIP encoder made of its text tower, or None to stretch it.
 
@@ -152,7 +134,9 @@ class FineAlignment(ContrastiveStage):
         use_kernels(towers.text_encoder, arguments)
         self.teacher = Teacher(towers.text_encoder, most_moving=arguments.subset_choice == "most-moving")
         super().__init__(text, towers, tokenizer, data, cutter, arguments, arguments.subset_draws)
-        self.collate = FineLIPCollate(padding_id(tokenizer, arguments.pad), window, self.anchored)
+        self.collate = PairCollate(
+            padding_id(tokenizer, arguments.pad), window=window, short=self.anchored, sub_captions=self.anchored
+        )
         self.refinement = new_refinement(towers, arguments)
         self.module = FineTowers(self.text, self.image, towers.logit_scale, self.refinement)  # type: ignore[arg-type]
 

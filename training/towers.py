@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -14,7 +13,9 @@ from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVi
 from tulip_diffusion.data import BadRow, CaptionData
 from tulip_diffusion.models.positions import stretch_position_embeddings
 
+from .batches import long_batch, short_batch, sub_caption_batch
 from .cutting import CaptionCutter, CutCaption
+from .stage import Chunk
 
 ROWS_TRIED = 100  # neighbours to try before the images count as missing altogether
 
@@ -104,7 +105,7 @@ class PairRows(Dataset):
         raise ValueError(f"None of {len(bad_rows)} images in a row could be opened. The last: {bad_rows[-1][1]}.")
 
 
-def pair_batch(pairs: Sequence[Pair]) -> dict[str, Any]:
+def pair_batch(pairs: Sequence[Pair]) -> Chunk:
     """What every chunk of pairs holds, whichever texts it adds."""
     return {
         "pixel_values": torch.stack([pair.pixel_values for pair in pairs]),
@@ -112,6 +113,31 @@ def pair_batch(pairs: Sequence[Pair]) -> dict[str, Any]:
         "tokens": sum(len(pair.cut.short_ids) + len(pair.cut.long_ids) for pair in pairs),
         "bad_rows": [bad for pair in pairs for bad in pair.bad_rows],
     }
+
+
+@dataclass(frozen=True)
+class PairCollate:
+    """Makes a chunk of pairs: images, and of the texts that their captions were cut into those asked for.
+
+    Short texts are padded to `window` tokens, without one to the longest of them.
+    """
+
+    pad_id: int
+    window: int | None = None
+    short: bool = True
+    long: bool = True
+    sub_captions: bool = False
+
+    def __call__(self, pairs: Sequence[Pair]) -> Chunk:
+        cuts = [pair.cut for pair in pairs]
+        batch = pair_batch(pairs)
+        if self.short:
+            batch |= short_batch(cuts, self.pad_id, self.window)
+        if self.long:
+            batch |= long_batch(cuts, self.pad_id, range(len(cuts)))
+        if self.sub_captions:
+            batch |= sub_caption_batch(cuts, self.pad_id)
+        return batch
 
 
 def save_image_tower(image: CLIPVisionModelWithProjection, weights: dict[str, Tensor], folder: Path) -> None:

@@ -16,7 +16,7 @@ from tulip_diffusion.evaluation.datasets import world_set
 from tulip_diffusion.evaluation.embeddings import embed
 from tulip_diffusion.evaluation.encoders import Encoder, Score
 from tulip_diffusion.evaluation.fidelity import fidelity
-from tulip_diffusion.evaluation.records import markdown, write_record
+from tulip_diffusion.evaluation.records import agree_on_settings, markdown, write_record
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.models.checkpoints import load_image_encoder
 from tulip_diffusion.models.finelip import (
@@ -33,7 +33,7 @@ from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from ..baselines import finetune_clip
 from ..config import FineLIPArguments, FinetuneArguments
 from ..finelip import finelip
-from .method import agree_on_settings, trainable
+from .method import FOLDERS, trainable
 from .pairs import training_pairs
 
 SETS = ("world-short", "world-long")
@@ -48,7 +48,8 @@ class FineLIPAblation:
 
     def __init__(self, options: argparse.Namespace, read: Callable[[str], Encoder]):
         self.options, self.read = options, read
-        agree_on_settings(options.work, {name: str(getattr(options, name)) for name in SETTINGS})
+        settings = {name: str(getattr(options, name)) for name in SETTINGS}
+        agree_on_settings(options.work / "settings.json", settings, FOLDERS)
         self.device = str(read("clip").towers.text_encoder.device)
         self.pairs = training_pairs(options.captions, options.seed)
         self.sets = [world_set(name, options.count) for name in SETS]

@@ -18,7 +18,7 @@ import numpy as np
 from tulip_diffusion.evaluation.encoders import Encoder
 from tulip_diffusion.evaluation.fidelity import fidelity
 from tulip_diffusion.evaluation.plots import figure
-from tulip_diffusion.evaluation.records import markdown, plain, write_record
+from tulip_diffusion.evaluation.records import agree_on_settings, markdown, plain, write_record
 from tulip_diffusion.evaluation.retrieval import recall_at_k
 from tulip_diffusion.files import write_text
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip
@@ -39,25 +39,9 @@ STAGE2: dict[str, Any] = {"length": LENGTH, "anchor_weight": 0.0}  # unless the 
 CHUNK_TOKENS = 8192  # captions are sorted by length and padded to few others; changes no result
 
 
+FOLDERS = "--work and --out"
 # What a result depends on, beside the variant itself; all that share a folder must agree in it.
 SETTINGS = ("stage1_steps", "stage2_steps", "batch", "stage1_rate", "stage2_rate", "captions", "seed", "assets")
-
-
-def agree_on_settings(folder: Path, settings: dict[str, str]) -> None:
-    """Note `settings` in `folder`, or compare them with what is noted there.
-
-    Raises:
-        ValueError: the folder's contents were made with other settings.
-    """
-    path = folder / "settings.json"
-    if not path.exists():
-        write_text(path, json.dumps(settings, indent=1))
-    elif (found := json.loads(path.read_text())) != settings:
-        name = next(name for name in settings if found.get(name) != settings[name])
-        raise ValueError(
-            f"{folder} was made with {name} {found.get(name)}, and now it is {settings[name]}. Use the same, or "
-            "another --work and --out."
-        )
 
 
 def window_of(encoder: Encoder) -> int:
@@ -88,8 +72,9 @@ class Ablation:
     def __init__(self, options: argparse.Namespace, read_clip: Callable[[], Encoder]):
         self.options, self.read_clip = options, read_clip
         settings = {name: str(getattr(options, name)) for name in SETTINGS}
-        agree_on_settings(options.work, settings)
-        agree_on_settings(options.out, settings | {"count": str(options.count), "split": options.split})
+        agree_on_settings(options.work / "settings.json", settings, FOLDERS)
+        judged = settings | {"count": str(options.count), "split": options.split}
+        agree_on_settings(options.out / "settings.json", judged, FOLDERS)
         self.device = str(read_clip().towers.text_encoder.device)
         self.kernels = usual_kernels(self.device, options.attn)
         self.pairs = training_pairs(options.captions, options.seed)

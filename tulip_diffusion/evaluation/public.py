@@ -29,7 +29,7 @@ from .plots import bins_figure
 from .processes import is_first, shared, wait_for_all
 from .public_scores import read_scores, summarize_scores
 from .public_sets import PUBLIC_SETS, Prompt, read_set
-from .records import bin_table, markdown, mean_over, write_record
+from .records import agree_on_settings, bin_table, markdown, mean_over, write_record
 
 LENGTHS = (77, 154, 248, 500)
 
@@ -80,7 +80,7 @@ def draw(
     tower = open_pair(options.image_tower or "clip", options) if options.pictures > 1 and has_tower(options) else None
     for encoder, short in names.items():
         pipeline = open_pipeline(encoder, options)
-        agree_on_settings(options.out / f"{short}.settings.json", settings_of(pipeline, options))
+        agree_on_settings(options.out / f"{short}.settings.json", settings_of(pipeline, options), "--out")
         diversity = draw_set(pipeline, PUBLIC_SETS[name], prompts, short, tower, options)
         results[short] = {"pictures": len(prompts) * options.pictures, "diversity": diversity}
         if is_first():
@@ -103,24 +103,6 @@ def settings_of(pipeline: Any, options: argparse.Namespace) -> dict[str, Any]:
     """What pictures depend on."""
     told = {key: getattr(options, key) for key in ("data", "seed", "steps", "guidance", "batch", "pictures")}
     return {**told, "weights": pipeline_key(pipeline)}
-
-
-def agree_on_settings(file: Path, settings: dict[str, Any]) -> None:
-    """Note `settings` in `file`, or compare them with what is noted there.
-
-    Raises:
-        ValueError: the pictures beside `file` were drawn with other settings.
-    """
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if name := next((name for name, value in settings.items() if found.get(name) != value), None):
-            raise ValueError(
-                f"{file.parent} holds pictures with {name} {found.get(name)}, and now it is {settings[name]}. Use the "
-                "same, or another --out."
-            )
-    wait_for_all()
-    if is_first():
-        write_text(file, json.dumps(settings, indent=1))
 
 
 def draw_set(

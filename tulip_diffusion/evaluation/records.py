@@ -4,11 +4,14 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tulip_diffusion.files import write_text
+
+from .processes import is_first, wait_for_all
 
 
 @dataclass(frozen=True)
@@ -75,3 +78,24 @@ def write_record(name: str, options: argparse.Namespace, results: dict[str, Any]
     record = json.dumps({"command": command, "results": plain(results)}, indent=1, default=str)
     write_text(options.out / f"{name}.json", record)
     write_text(options.out / f"{name}.md", tables + "\n")
+
+
+def agree_on_settings(file: Path, settings: dict[str, Any], folders: str) -> None:
+    """Note `settings` in `file`, or compare them with what is noted there.
+
+    Args:
+        folders: the options that name another folder.
+
+    Raises:
+        ValueError: what lies beside `file` was made with other settings.
+    """
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if name := next((name for name, value in settings.items() if found.get(name) != value), None):
+            raise ValueError(
+                f"{file.parent} was made with {name} {found.get(name)}, and now it is {settings[name]}. Use the same, "
+                f"or another {folders}."
+            )
+    wait_for_all()
+    if is_first():
+        write_text(file, json.dumps(settings, indent=1))

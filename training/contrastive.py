@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPVisionModelWithProjection, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tulip_diffusion.data import CaptionData
-from tulip_diffusion.models.checkpoints import ClipTowers
+from tulip_diffusion.models.checkpoints import ClipTowers, TextEncoder
 
 from .config import ContrastiveArguments
 from .cutting import CaptionCutter
@@ -59,9 +59,9 @@ class FeatureGradients:
 class TwoTowers(nn.Module):
     """Both towers and the logit scale in one forward."""
 
-    def __init__(self, text: nn.Module, image: nn.Module, logit_scale: float):
+    def __init__(self, text: TextEncoder, image: CLIPVisionModelWithProjection, logit_scale: float):
         super().__init__()
-        self.reader = TwoTexts(text)  # type: ignore[arg-type]  # its name is in runs' checkpoints
+        self.reader = TwoTexts(text)  # its name is in runs' checkpoints
         self.image = image
         self.logit_scale = nn.Parameter(torch.tensor([logit_scale]))  # one row: FSDP cannot shard a scalar
         self.mean, self.std = (
@@ -97,7 +97,7 @@ class ContrastiveStage(Stage):
 
     def __init__(
         self,
-        text: nn.Module,
+        text: TextEncoder,
         towers: ClipTowers,
         tokenizer: PreTrainedTokenizerBase,
         data: CaptionData,
@@ -108,7 +108,7 @@ class ContrastiveStage(Stage):
         if towers.image_encoder is None or towers.logit_scale is None:
             raise ValueError(f"{self.name} compares texts with images, but the teacher is a text encoder alone.")
         self.origins = origins_of(teacher=towers.text_encoder, student=text, tokenizer=tokenizer)
-        check_vocabulary(tokenizer, towers.text_encoder, text)  # type: ignore[arg-type]
+        check_vocabulary(tokenizer, towers.text_encoder, text)
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
         self.text, self.image = text, towers.image_encoder
         for tower, name in ((self.text, "text"), (self.image, "image")):
@@ -182,12 +182,12 @@ class ContrastiveStage(Stage):
     def after_step(self, module: nn.Module) -> None:
         """Keep the temperature within CLIP's limit."""
         with torch.no_grad():
-            module.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)  # type: ignore[operator]
+            module.logit_scale.clamp_(0, LOGIT_SCALE_LIMIT)  # type: ignore[operator]  # a parameter, which nn.Module cannot say
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Write the text tower with its tokenizer, and the image tower into `image_encoder/`."""
         text = join_positions(unprefixed(weights, "reader.student."))
-        self.text.save_pretrained(folder, state_dict=text)  # type: ignore[operator]
+        self.text.save_pretrained(folder, state_dict=text)
         self.tokenizer.save_pretrained(folder)
         save_image_tower(self.image, unprefixed(weights, "image."), folder / "image_encoder")
         return {"logit_scale": weights["logit_scale"].item()}

@@ -172,7 +172,7 @@ class Distillation(Stage):
             "format": 2,
             "teacher": weights_hash(encoder),
             "teacher_config": hash_parts(json.dumps(config, sort_keys=True, default=str)),
-            "tokenizer": hash_parts(self.tokenizer.backend_tokenizer.to_str(), str(self.collate.pad_id)),  # type: ignore[attr-defined]
+            "tokenizer": hash_parts(self.tokenizer.backend_tokenizer.to_str(), str(self.collate.pad_id)),
             "data": hash_all(self.data.captions),
             "rows": len(self.data),
             "draws": self.draws,

@@ -139,7 +139,7 @@ class Expansion(ContrastiveStage):
 
     def save(self, folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
         """Write both towers; run.json says how the rotations were stretched."""
-        return super().save(folder, weights) | {"rope_parameters": self.text.config.rope_parameters}  # type: ignore[union-attr]
+        return super().save(folder, weights) | {"rope_parameters": self.text.config.rope_parameters}
 
 
 def expand(

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import CLIPVisionModelWithProjection, PreTrainedTokenizerBase
 
 from tulip_diffusion.data import CaptionData
-from tulip_diffusion.models.checkpoints import ClipTowers
+from tulip_diffusion.models.checkpoints import ClipTowers, TextEncoder
 from tulip_diffusion.models.finelip import (
     FOLDER,
     SCORES,
@@ -78,18 +78,20 @@ class FineOutputs(NamedTuple):
 class FineTowers(TwoTowers):
     """Both towers, the logit scale and the refinement in one forward."""
 
-    def __init__(self, text: nn.Module, image: nn.Module, logit_scale: float, refinement: FineLIPModel):
+    def __init__(
+        self, text: TextEncoder, image: CLIPVisionModelWithProjection, logit_scale: float, refinement: FineLIPModel
+    ):
         super().__init__(text, image, logit_scale)
         self.refinement = refinement
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # long texts come first: it can do without short ones
         self, pixel_values: Tensor, long_ids: Tensor, long_mask: Tensor, short_ids: Tensor | None = None
     ) -> FineOutputs:
         """Refined tokens of images and long texts; with `short_ids` also the states that the anchor holds."""
         encoder = self.reader.student
         long = encoder(long_ids, attention_mask=long_mask, output_hidden_states=True)
         image, text = self.refinement(
-            project_image(self.image, self.normalised(pixel_values)),  # type: ignore[arg-type]
+            project_image(self.image, self.normalised(pixel_values)),
             project_text(encoder, long.last_hidden_state, long_ids),
         )
         states = None
@@ -138,7 +140,8 @@ class FineAlignment(ContrastiveStage):
             padding_id(tokenizer, arguments.pad), window=window, short=self.anchored, sub_captions=self.anchored
         )
         self.refinement = new_refinement(towers, arguments)
-        self.module = FineTowers(self.text, self.image, towers.logit_scale, self.refinement)  # type: ignore[arg-type]
+        assert towers.logit_scale is not None  # or it has just been refused
+        self.module = FineTowers(self.text, self.image, towers.logit_scale, self.refinement)
 
     def learning_rates(self) -> dict[str, float]:
         """The refinement learns at a rate of its own."""
@@ -149,7 +152,7 @@ class FineAlignment(ContrastiveStage):
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
 
-    def embed(self, module: nn.Module, chunk: Chunk) -> tuple[FineOutputs, Features]:  # type: ignore[override]
+    def embed(self, module: nn.Module, chunk: Chunk) -> tuple[FineOutputs, Features]:  # type: ignore[override]  # other outputs
         """Both towers' outputs for a chunk, and of these the refined tokens that the loss compares."""
         outputs = module(chunk["pixel_values"], chunk["long_ids"], chunk["long_mask"], chunk.get("short_ids"))
         return outputs, {"image": outputs.image_tokens.float(), "long": outputs.text_tokens.float()}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 
+from tulip_diffusion.models.checkpoints import TextEncoder
 from tulip_diffusion.models.positions import eos_token_id
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
 
@@ -28,7 +29,7 @@ class TextStates(NamedTuple):
 class TwoTexts(nn.Module):
     """A student on short and long texts in one call, so that a data-parallel wrapper sees one forward a chunk."""
 
-    def __init__(self, student: TulipTextModelWithProjection):
+    def __init__(self, student: TextEncoder):
         super().__init__()
         self.student = student
 

@@ -272,7 +272,7 @@ def fill_when_used(parser: argparse.ArgumentParser, fill: Callable[..., None], n
         filled = True
         return parse(*line, **keywords)
 
-    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign]  # of this one parser
 
 
 def add_family(parser: argparse.ArgumentParser, assets: Path) -> None:

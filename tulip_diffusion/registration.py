@@ -77,7 +77,7 @@ class AfterImport(MetaPathFinder):
             run(module)
             TABLES[name](sys.modules[name])  # diffusers puts another module in its own place
 
-        spec.loader.exec_module = run_and_enter  # type: ignore[method-assign]
+        spec.loader.exec_module = run_and_enter  # type: ignore[method-assign]  # of this one import
         return spec
 
 

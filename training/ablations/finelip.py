@@ -92,7 +92,7 @@ class FineLIPAblation:
             arguments = FineLIPArguments(
                 **self.common(folder),
                 refinement_learning_rate=self.options.refinement_rate,
-                score=score,  # type: ignore[arg-type]
+                score=score,  # type: ignore[arg-type]  # a key of SCORES
                 anchor_weight=self.options.anchor,
                 pad="zero",  # the tower of SDXL's second slot
             )

@@ -49,7 +49,7 @@ class Column(Sequence):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # it compares by content, as lists do
 
     def __reduce__(self) -> tuple:
         return Column, (self.dataset, self.column)  # a data set is sent to another process as the name of its file

@@ -49,7 +49,7 @@ def webdataset_rows(shard: Path, with_images: bool = True) -> Iterator[Row]:
     try:
         if with_images and packing(shard):
             shard = unpacked(shard)
-        with tarfile.open(shard, f"r:{packing(shard)}") as tar:  # type: ignore[call-overload]
+        with tarfile.open(shard, f"r:{packing(shard)}") as tar:  # type: ignore[call-overload]  # the mode is no literal
             members = list(files_in(tar))
             for sample in samples(members):
                 key, pictures, _ = sample
@@ -137,7 +137,7 @@ def row_of(name: str, tar: tarfile.TarFile, sample: Sample, image: TarMember | N
         return Row(name, BadRow(f"one of {', '.join(dict.fromkeys(names))} stands twice in the tar"))
     if not captions:
         return Row(name, BadRow(f"it has no caption ({', '.join(BESIDE)})"))
-    content = tar.extractfile(captions[0]).read()  # type: ignore[union-attr]
+    content = tar.extractfile(captions[0]).read()  # type: ignore[union-attr]  # None for folders alone
     return row_beside(name, captions[0].name, content, image)
 
 
@@ -152,10 +152,10 @@ def unpacked(shard: Path) -> Path:
     """`shard` as a plain tar in the cache, where its images can be reached by their offsets."""
     plain = cache_folder() / "unpacked" / f"{file_state(shard)[:32]}.tar"
     if not plain.exists():
-        with tarfile.open(shard, f"r:{packing(shard)}") as tar, replacing(plain) as unfinished:  # type: ignore
-            tar.fileobj.seek(0)  # type: ignore[union-attr]
+        with tarfile.open(shard, f"r:{packing(shard)}") as tar, replacing(plain) as unfinished:  # type: ignore  # as above
+            tar.fileobj.seek(0)
             with unfinished.open("wb") as file:
-                shutil.copyfileobj(tar.fileobj, file, 1 << 20)  # type: ignore[arg-type]
+                shutil.copyfileobj(tar.fileobj, file, 1 << 20)
     return plain
 
 

@@ -93,8 +93,8 @@ def load_image_encoder(
     Raises:
         ValueError: as [`load_text_encoder`], and where the source has no ViT.
     """
-    if _left_by_training(source):
-        return load_image_encoder(Path(source) / IMAGE_FOLDER, dtype=dtype, **config)  # type: ignore[arg-type]
+    if folder := _left_by_training(source):
+        return load_image_encoder(folder / IMAGE_FOLDER, dtype=dtype, **config)
     checkpoint = open_checkpoint(source)
     towers = _towers(checkpoint, layout, None, None, config)
     if not towers.image:
@@ -117,8 +117,7 @@ def load_clip(
     logit_scale = None if towers.logit_scale is None else towers.logit_scale.item()
     if towers.image:
         return ClipTowers(text_encoder, _image_encoder(checkpoint, towers, dtype, for_image), logit_scale)
-    if _left_by_training(source):
-        folder = Path(source)  # type: ignore[arg-type]
+    if folder := _left_by_training(source):
         image_encoder = load_image_encoder(folder / IMAGE_FOLDER, dtype=dtype)
         return ClipTowers(text_encoder, image_encoder, _trained_logit_scale(folder))
     return ClipTowers(text_encoder, None, logit_scale)
@@ -146,11 +145,11 @@ def export_open_clip(
     return state
 
 
-def _left_by_training(source: Source) -> bool:
-    """Whether `source` is a text tower's folder with the image tower that it was trained with inside."""
+def _left_by_training(source: Source) -> Path | None:
+    """`source`, where it is a text tower's folder with the image tower that it was trained with inside."""
     if isinstance(source, Mapping) or (Path(source) / "model_index.json").is_file():
-        return False  # the image encoder of a pipeline is an IP-Adapter's
-    return (Path(source) / IMAGE_FOLDER / "config.json").is_file()
+        return None  # the image encoder of a pipeline is an IP-Adapter's
+    return Path(source) if (Path(source) / IMAGE_FOLDER / "config.json").is_file() else None
 
 
 def _trained_logit_scale(folder: Path) -> float | None:

@@ -306,7 +306,7 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
 
     def __init__(self, config: TulipTextConfig):
         PreTrainedModel.__init__(self, config)  # CLIPTextModel's own __init__ would build the position table
-        self.embeddings = TulipTextEmbeddings(config)  # type: ignore[assignment]
+        self.embeddings = TulipTextEmbeddings(config)
         self.encoder = TulipEncoder(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.eos_token_id = eos_token_id(config)  # CLIPTextModel pools at the largest id where a config says 2

@@ -8,6 +8,8 @@ from transformers import CLIPConfig, CLIPModel
 import tulip_diffusion
 from tulip_diffusion import from_clip, load_clip, load_text_encoder
 from tulip_diffusion.cli import main
+from tulip_diffusion.convert import LAYOUTS
+from tulip_diffusion.models import layouts
 
 NTK = {"rope_type": "ntk", "rope_theta": 10000.0, "alpha": 8.0, "base_length": 77, "length": 300}
 ENCODERS = {
@@ -138,3 +140,7 @@ def test_a_dest_of_another_kind_is_refused(clip, tmp_path, capsys, existing, des
         (tmp_path / existing).write_text("mine")
     assert main(["convert", str(tmp_path / "clip"), str(tmp_path / dest), "--overwrite"]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_convert_names_every_layout_though_it_imports_none():
+    assert ("auto", *layouts.LAYOUTS) == LAYOUTS

@@ -65,7 +65,7 @@ class Ablation:
     """The variants of one command, on common data.
 
     Args:
-        options: of [`add_arguments`].
+        options: those of `ablate NAME`.
         read_clip: opens the family's CLIP anew, since a stage trains it in place.
     """
 

@@ -23,6 +23,7 @@ def drawn(results: Any, encoder: str) -> float:
 
 
 def far_references(results: Any, encoder: str) -> float:
+    """Share of far references drawn right."""
     return results[encoder]["far references"]["mean"]
 
 

@@ -167,6 +167,7 @@ def attended(title: str, picture: str, parts: Sequence[tuple[str, float | None]]
 
 
 def shaded(text: str, weight: float, most: float) -> str:
+    """One token, the darker the nearer its `weight`, in even shares, is to `most`; 0 where it was not read."""
     if weight == 0:
         return f'<span class="unread" title="not read">{escape(text)}</span>'
     share = f"{weight:.1f} times an even share"

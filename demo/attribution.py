@@ -85,11 +85,18 @@ def placed(prompt: str, one: Attribution) -> list[tuple[str, float | None]]:
 
 def sentence(one: Attribution) -> str:
     """What a reader who cannot see shades should know."""
-    ranked = sorted(zip(one.attention, one.words, strict=True), reverse=True)[:MOST]
-    named = ", ".join(f"“{word}” ({weight:.1f} times an even share)" for weight, word in ranked)
-    beyond = one.beyond(77)
-    far = "" if beyond is None else f" Of what rests on words, {beyond:.0%} lies beyond 77 tokens."
-    return f"Most on {named}. {one.start:.0%} rest on the start token, {one.end:.0%} on the end.{far}"
+    tokens = sorted(zip(one.attention, one.words, strict=True), reverse=True)
+    words = [(weight, word) for weight, word in tokens if any(map(str.isalnum, word))]
+    named = ", ".join(f"“{word}” ({weight:.1f} times an even share)" for weight, word in words[:MOST])
+    marks = 1 - sum(weight for weight, _ in words) / max(sum(one.attention), 1e-9)
+    parts = [
+        f"Most on {named}." if named else "",
+        f"{one.start:.0%} rest on the start token, {one.end:.0%} on the end.",
+    ]
+    parts.append(f"Of the rest {marks:.0%} lie on full stops and commas, where sentences are summed up.")
+    if (beyond := one.beyond(77)) is not None:
+        parts.append(f"{beyond:.0%} lie beyond 77 tokens.")
+    return " ".join(filter(None, parts))
 
 
 def thumbnail(picture: Image.Image, pixels: bool) -> str:

@@ -167,11 +167,14 @@ def attended(title: str, picture: str, parts: Sequence[tuple[str, float | None]]
 
 
 def shaded(text: str, weight: float, most: float) -> str:
-    """One token, the darker the nearer its `weight`, in even shares, is to `most`; 0 where it was not read."""
+    """One token, the darker the nearer its `weight`, in even shares, is to `most`; 0 where it was not read.
+
+    By the root, since a few full stops have most of it.
+    """
     if weight == 0:
         return f'<span class="unread" title="not read">{escape(text)}</span>'
     share = f"{weight:.1f} times an even share"
-    return f'<span class="read" style="--share:{weight / most:.2f}" title="{share}">{escape(text)}</span>'
+    return f'<span class="read" style="--share:{(weight / most) ** 0.5:.2f}" title="{share}">{escape(text)}</span>'
 
 
 def attribution(columns: Sequence[str], pixels: bool) -> str:

@@ -156,6 +156,29 @@ def test_long_dci_from_the_csv_and_from_the_annotations_is_the_same(tmp_path):
     assert built == table and built.captions == ["one", 'says "two"\tthen']
 
 
+def test_summarised_dci_has_every_summary_of_the_whole_images_of_the_test_split(tmp_path):
+    entries = {
+        "sa_2": {"base": ["a boat", "a boat, moored"], "m-0-sc": ["a rope"]},
+        "sa_1": {"base": "a house"},
+        "sa_3": None,
+        "sa_4": {"base": ["of another split"]},
+    }
+    for name, summaries in entries.items():
+        entry = {"image": f"{name}.jpg", "short_caption": "short", "extra_caption": "long", "summaries": summaries}
+        write(tmp_path / f"complete/{name}.json", entry)
+        picture(tmp_path / f"photos/{name}.jpg")
+    write(tmp_path / "complete/sa_5.json", {"image": "sa_5.jpg", "short_caption": "never summarised"})
+    split = {"train": ["sa_4.json"], "test": ["sa_2.json", "sa_1.json", "sa_3.json", "sa_5.json"]}
+    write(tmp_path / "splits.json", split)
+    found = load_retrieval_set("sdci", tmp_path)
+    assert names(found) == ["sa_2.jpg", "sa_1.jpg"] and found.image_of_text == [0, 0, 1]
+    assert found.captions == ["a boat", "a boat, moored", "a house"]
+    assert load_retrieval_set("sdci", tmp_path / "splits.json", tmp_path / "photos") == found
+    (tmp_path / "photos/sa_1.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sa_1\.jpg"):
+        load_retrieval_set("sdci", tmp_path)
+
+
 def test_docci_takes_the_test_split(tmp_path):
     lines = [
         {"example_id": f"{split}_00000", "split": split, "image_file": f"{split}_00000.jpg", "description": split}
@@ -180,7 +203,9 @@ def test_lines_of_any_jsonl_may_share_an_image(tmp_path):
         load_retrieval_set("jsonl", file)
 
 
-@pytest.mark.parametrize("name", ["coco", "flickr30k", "sharegpt4v-1k", "urban-1k", "long-dci", "docci", "jsonl"])
+@pytest.mark.parametrize(
+    "name", ["coco", "flickr30k", "sharegpt4v-1k", "urban-1k", "long-dci", "sdci", "docci", "jsonl"]
+)
 def test_a_folder_that_is_not_there_is_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_retrieval_set(name, tmp_path / "nowhere")

@@ -191,8 +191,15 @@ def pictures_html(files: Sequence[Path], kind: str) -> str:
     for file in files:
         name = html.escape(file.stem.replace("_", " "))
         picture = f'<img alt="{name}" loading="lazy" src="data:image/webp;base64,{compressed(file)}">'
-        figures.append(f'<figure class="{kind}">{picture}<figcaption>{name}</figcaption></figure>')
+        wide = " wide" * is_wide(file)
+        figures.append(f'<figure class="{kind}{wide}">{picture}<figcaption>{name}</figcaption></figure>')
     return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+
+
+def is_wide(file: Path) -> bool:
+    """Whether a figure has several panels side by side, which would be too small in half a page."""
+    with Image.open(file) as image:
+        return image.width > 2 * image.height
 
 
 def compressed(file: Path) -> str:

@@ -189,6 +189,20 @@ def long_dci(path: Path, images: Path | None) -> Iterable[Pair]:
     return ((root / entry["image"], entry["extra_caption"]) for entry in entries if entry["extra_caption"])
 
 
+def sdci(path: Path, images: Path | None) -> Iterator[Pair]:
+    """DCI's captions as a language model has shortened them to CLIP's window: every one of the whole image (`base`).
+
+    The test split of `splits.json`; as in DCI's own loader, an image without summaries is left out.
+    """
+    file = existing(path, "splits.json")
+    root = images or file.parent / "photos"
+    for name in read_json(file)["test"]:
+        entry = read_json(file.parent / "complete" / name)
+        captions = (entry.get("summaries") or {}).get("base") or []
+        for caption in [captions] if isinstance(captions, str) else captions:
+            yield root / entry["image"], caption
+
+
 def docci(path: Path, images: Path | None) -> Iterable[Pair]:
     """DOCCI's test split, by `docci_descriptions.jsonlines`."""
     file = existing(path, "docci_descriptions.jsonlines")
@@ -223,6 +237,7 @@ LAYOUTS: dict[str, Callable[[Path, Path | None], Iterable[Pair]]] = {
     "sharegpt4v-1k": sharegpt4v_1k,
     "urban-1k": urban_1k,
     "long-dci": long_dci,
+    "sdci": sdci,
     "docci": docci,
     "jsonl": any_jsonl,
 }

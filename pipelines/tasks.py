@@ -24,6 +24,7 @@ from diffusers import (
 )
 
 from .mixin import TulipPromptMixin
+from .pooled import pooled_prompts
 
 
 class StableDiffusionXLTulipPipeline(TulipPromptMixin, StableDiffusionXLPipeline):
@@ -115,12 +116,16 @@ PIPELINES: tuple[type[DiffusionPipeline], ...] = (
 def tulip_pipeline(stock: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
     """The class that gives long prompts to `stock`, a class of diffusers or anyone's own SDXL pipeline class.
 
+    Those of HunyuanVideo and Kandinsky 5 become classes of the same name, whose saved folders any diffusers loads.
+
     Raises:
         TypeError: `stock` is no pipeline class, or its `encode_prompt` takes other arguments than SDXL's.
     """
     for known in PIPELINES:
         if known.__bases__ == (TulipPromptMixin, stock):
             return known
+    if mixin := pooled_prompts(stock):
+        return type(stock.__name__, (mixin, stock), {"__module__": stock.__module__})
     encode_prompt = getattr(stock, "encode_prompt", None)
     expected = inspect.signature(StableDiffusionXLPipeline.encode_prompt).parameters
     if encode_prompt is None or inspect.signature(encode_prompt).parameters.keys() != expected.keys():

@@ -134,6 +134,21 @@ CONTRACT = (
         ("vocab", "merges"),
         has=having(_encode_plus=("text", "text_pair", "kwargs")),
     ),
+    Name(
+        "diffusers.loaders.lora_pipeline._load_lora_into_text_encoder",
+        ("tulip_diffusion/registration.py",),
+        ("state_dict", "network_alphas", "text_encoder"),
+    ),
+    Name(
+        "diffusers.HunyuanVideoPipeline",
+        ("pipelines/pooled.py",),
+        has=having(_get_clip_prompt_embeds=("max_sequence_length",)),
+    ),
+    Name(
+        "diffusers.Kandinsky5T2IPipeline",
+        ("pipelines/pooled.py",),
+        has=having(_encode_prompt_clip=("prompt", "device", "dtype")),
+    ),
     Name("diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES", ("tulip_diffusion/registration.py",)),
     Name("diffusers.pipelines.pipeline_loading_utils.ALL_IMPORTABLE_CLASSES", ("tulip_diffusion/registration.py",)),
     Name("diffusers.pipelines.auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING", ("pipelines/tasks.py",)),

@@ -5,6 +5,7 @@ names. Ours are entered when the module with the table has been imported, before
 classes behind the names are imported when somebody asks for them.
 """
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -47,12 +48,29 @@ def add_tasks(auto_pipeline: ModuleType) -> None:
     importlib.import_module("tulip_diffusion.pipelines").add_tasks(auto_pipeline)
 
 
+def read_lora_names(lora_pipeline: ModuleType) -> None:
+    """LoRA files put `text_model.` before the names of CLIP's layers, which a model that is its own text model lacks.
+
+    diffusers takes it off for models without the attribute `text_model`; a [`TulipTextModel`] has it all the same.
+    """
+    load = lora_pipeline._load_lora_into_text_encoder
+
+    @functools.wraps(load)
+    def load_flat(state_dict, network_alphas, text_encoder, **kwargs):
+        if getattr(text_encoder, "text_model", None) is text_encoder:
+            state_dict = {name.replace(".text_model.", ".", 1): weight for name, weight in state_dict.items()}
+        return load(state_dict=state_dict, network_alphas=network_alphas, text_encoder=text_encoder, **kwargs)
+
+    lora_pipeline._load_lora_into_text_encoder = load_flat  # type: ignore[attr-defined]
+
+
 TABLES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": add_configurations,
     "diffusers": add_pipeline_names,
     "diffusers.pipelines": add_pipeline_names,  # where diffusers' own tests look
     "diffusers.pipelines.pipeline_loading_utils": add_components,
     "diffusers.pipelines.auto_pipeline": add_tasks,
+    "diffusers.loaders.lora_pipeline": read_lora_names,
 }
 
 

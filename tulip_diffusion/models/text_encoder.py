@@ -313,6 +313,15 @@ class TulipTextModel(TulipPreTrainedModel, CLIPTextModel):
         self.post_init()
         maybe_install_capturing_hooks(self)  # transformers waits for the first use, which torch.compile cannot trace
 
+    @property
+    def text_model(self) -> "TulipTextModel":
+        """The model itself: `clip_skip` of diffusers, and compel, ask for `text_model.final_layer_norm`.
+
+        CLIP's own class had such a part until transformers 5.6. `tulip_diffusion.registration` tells diffusers' loader
+        of LoRAs that the names of this model's parameters do not.
+        """
+        return self
+
     def forward(
         self,
         input_ids: Tensor | None = None,

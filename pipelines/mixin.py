@@ -4,21 +4,16 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import logging
 from collections.abc import Iterator
 
 import torch
-from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from torch import Tensor, nn
 
 from ..prompt_description import CONTEXTS, PromptDescription, describe_prompt
-from ..prompt_tokens import TokenizedPrompt, tokenize_prompts
-from ..weighting import network_tags
-from .attention import is_compiled, long_context_attention
-from .conditioning import Conditioning, PromptEmbeds, Slot, encode_texts
+from .attention import long_context_attention
+from .conditioning import Conditioning, PromptEmbeds
 from .loading import TulipLoadingMixin
-
-logger = logging.getLogger(__name__)
+from .prompts import Texts, embed_prompts, slots_of
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Conditioning)}
 
@@ -83,17 +78,9 @@ class TulipPromptMixin(TulipLoadingMixin):
         embeds = PromptEmbeds(
             prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds
         )
-        positive = [] if prompt_embeds is not None else _per_image(prompt, prompt_2)
-        zeroed = negative_prompt is None and self.config.force_zeros_for_empty_prompt
-        negative = []
-        if do_classifier_free_guidance and negative_prompt_embeds is None and not zeroed:
-            count = len(positive) if prompt_embeds is None else len(prompt_embeds)
-            negative = _per_image(negative_prompt or "", negative_prompt_2, count)
-        if positive or negative:
-            with self._lora_scaled(lora_scale):
-                states, pooled = self._encode(positive, negative, clip_skip, device)
-            embeds = embeds.filled(states, pooled, len(positive))
-
+        texts = Texts(prompt, prompt_2, negative_prompt, negative_prompt_2)
+        guided = do_classifier_free_guidance
+        embeds = embed_prompts(self, texts, embeds, self._conditioning, guided, device, lora_scale, clip_skip)
         # The stock method does the rest: zeroed negatives, dtype, device and repeats.
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds = (
             super().encode_prompt(
@@ -101,7 +88,7 @@ class TulipPromptMixin(TulipLoadingMixin):
                 device=device,
                 num_images_per_prompt=num_images_per_prompt,
                 do_classifier_free_guidance=do_classifier_free_guidance,
-                **vars(embeds.of_one_length()),
+                **vars(embeds),
             )
         )
         # diffusers' tests read these names off the source.
@@ -112,66 +99,9 @@ class TulipPromptMixin(TulipLoadingMixin):
 
         `print()` it. It counts what generation encodes.
         """
-        slots, options = self._slots(), self._conditioning
+        slots, options = slots_of(self), self._conditioning
         contexts = {**CONTEXTS, **{slot.name: slot.context(options) for slot in slots}}
         return describe_prompt(prompt, slots[0].tokenizer, contexts, options.weighting)
-
-    def _slots(self) -> list[Slot]:
-        """SDXL's slots that are filled; the refiner fills the second only."""
-        slots = [
-            Slot("text_encoder", self.tokenizer, self.text_encoder),
-            Slot("text_encoder_2", self.tokenizer_2, self.text_encoder_2),
-        ]
-        if self.text_encoder_2 is None:
-            raise ValueError("This pipeline has no text_encoder_2. Pass one, or prompt_embeds with pooled vectors.")
-        slots = [slot for slot in slots if slot.encoder is not None]
-        for slot in slots:
-            if slot.tokenizer is None:
-                missing = slot.name.replace("text_encoder", "tokenizer")
-                raise ValueError(f"This pipeline has a {slot.name} and no {missing}. Pass {missing}=load_tokenizer().")
-        return slots
-
-    def _encode(self, positive: list[tuple[str, str]], negative: list[tuple[str, str]], clip_skip: int | None, device):
-        """States and pooled vectors of all positive, then all negative texts; each is a pair, one for each slot."""
-        slots, options = self._slots(), self._conditioning
-        if options.sequence_length == "auto" and self.unet is not None and is_compiled(self.unet):
-            options = dataclasses.replace(options, sequence_length="bucket")  # a graph or less for each length
-        tokenized = []
-        for pair in (*positive, *negative):
-            # Where the first slot is empty, stock SDXL gives the first text to the second one.
-            texts = pair[: len(slots)]
-            tokenized.append(tokenize_prompts(texts, [slot.tokenizer for slot in slots], options.weighting))
-            self._warn(texts, tokenized[-1], slots)
-        count = len(positive)
-        return encode_texts(slots, tokenized[:count], tokenized[count:], clip_skip, options, device)
-
-    def _warn(self, texts: tuple[str, ...], tokenized: list[TokenizedPrompt], slots: list[Slot]) -> None:
-        """Once for each image's texts: a line on the words that an encoder loses, one on tags that are left out."""
-        if hash(texts) in self._warned:
-            return
-        pairs = zip(tokenized, slots, strict=True)
-        lines = [" ".join(filter(None, (slot.losses(tokens, self._conditioning) for tokens, slot in pairs)))]
-        if self._conditioning.weighting and (tags := {tag: None for text in texts for tag in network_tags(text)}):
-            lines.append(f"Left out {', '.join(tags)}: tags load nothing here, load_lora_weights does.")
-        for line in filter(None, lines):
-            self._warned.add(hash(texts))
-            logger.warning(line)
-
-    @contextlib.contextmanager
-    def _lora_scaled(self, scale: float | None) -> Iterator[None]:
-        """Scale the text encoders' LoRA layers, as the stock method does around its own forward passes."""
-        encoders = [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None]
-        if scale is None:
-            yield
-            return
-        self._lora_scale = scale
-        for encoder in encoders:
-            scale_lora_layers(encoder, scale)
-        try:
-            yield
-        finally:
-            for encoder in encoders:
-                unscale_lora_layers(encoder, scale)
 
 
 def _with_options(stock_init):
@@ -182,7 +112,6 @@ def _with_options(stock_init):
         options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
         conditioning = Conditioning(**options)  # before the stock constructor's heavier work
         stock_init(self, *args, **kwargs)
-        self._warned: set[int] = set()
         self.set_conditioning(**dataclasses.asdict(conditioning))
 
     signature = inspect.signature(stock_init)
@@ -205,19 +134,3 @@ def _with_conditioning(stock_call):
             return stock_call(self, *args, **kwargs)
 
     return __call__
-
-
-def _per_image(
-    prompt: str | list[str], prompt_2: str | list[str] | None, batch: int | None = None
-) -> list[tuple[str, str]]:
-    """The texts of each image for the first and the second slot; one text stands for a batch of the same.
-
-    Raises:
-        ValueError: there are not as many of one as of the other, or not `batch` of them.
-    """
-    count = batch or (1 if isinstance(prompt, str) else len(prompt))
-    both = [[texts] * count if isinstance(texts, str) else list(texts) for texts in (prompt, prompt_2 or prompt)]
-    for texts in both:
-        if len(texts) != count:
-            raise ValueError(f"Got {len(texts)} texts for a batch of {count}. Pass one text, or one for each image.")
-    return list(zip(*both, strict=True))

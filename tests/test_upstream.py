@@ -140,12 +140,45 @@ CONTRACT = (
         ("state_dict", "network_alphas", "text_encoder"),
     ),
     Name(
-        "diffusers.HunyuanVideoPipeline",
+        "diffusers.modular_pipelines.modular_pipeline.MODULAR_PIPELINE_MAPPING", ("tulip_diffusion/registration.py",)
+    ),
+    Name(
+        "diffusers.modular_pipelines.modular_pipeline.PipelineState",
+        ("pipelines/modular.py",),
+        has=having(get=("keys",), set=("key", "value", "kwargs_type")),
+    ),
+    Name(
+        "diffusers.modular_pipelines.modular_pipeline_utils.ConfigSpec", ("pipelines/modular.py",), ("name", "default")
+    ),
+    Name(
+        "diffusers.modular_pipelines.modular_pipeline.ModularPipelineBlocks",
+        ("pipelines/modular.py",),
+        has=having("model_name", "_requirements", "expected_configs", save_config=("save_directory", "push_to_hub")),
+    ),
+    Name(
+        "diffusers.modular_pipelines.stable_diffusion_xl.modular_pipeline.StableDiffusionXLModularPipeline",
+        ("pipelines/modular.py",),
+        has=having("default_blocks_name", "components", "_execution_device"),
+    ),
+    Name(
+        "diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl.StableDiffusionXLAutoBlocks",
+        ("pipelines/modular.py",),
+        has=having("block_classes"),
+    ),
+    Name(
+        "diffusers.modular_pipelines.stable_diffusion_xl.encoders.StableDiffusionXLTextEncoderStep",
+        ("pipelines/modular.py",),
+        has=having(
+            encode_prompt=("components", "prompt", "device", "num_images_per_prompt", "prepare_unconditional_embeds")
+        ),
+    ),
+    Name(
+        "diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video.HunyuanVideoPipeline",
         ("pipelines/pooled.py",),
         has=having(_get_clip_prompt_embeds=("max_sequence_length",)),
     ),
     Name(
-        "diffusers.Kandinsky5T2IPipeline",
+        "diffusers.pipelines.kandinsky5.pipeline_kandinsky_t2i.Kandinsky5T2IPipeline",
         ("pipelines/pooled.py",),
         has=having(_encode_prompt_clip=("prompt", "device", "dtype")),
     ),
@@ -154,8 +187,8 @@ CONTRACT = (
     Name("diffusers.pipelines.auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING", ("pipelines/tasks.py",)),
     Name("diffusers.pipelines.auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING", ("pipelines/tasks.py",)),
     Name("diffusers.pipelines.auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING", ("pipelines/tasks.py",)),
-    Name("diffusers.utils.peft_utils.scale_lora_layers", ("pipelines/mixin.py",), ("model", "weight")),
-    Name("diffusers.utils.peft_utils.unscale_lora_layers", ("pipelines/mixin.py",), ("model", "weight")),
+    Name("diffusers.utils.peft_utils.scale_lora_layers", ("pipelines/prompts.py",), ("model", "weight")),
+    Name("diffusers.utils.peft_utils.unscale_lora_layers", ("pipelines/prompts.py",), ("model", "weight")),
     Name("diffusers.utils.torch_utils.get_module_execution_device", ("pipelines/encoding.py",), ("module",)),
     Name("diffusers.models.attention.BasicTransformerBlock", ("pipelines/attention.py",), has=having("attn2")),
     Name("diffusers.models.attention_processor.Attention", ("pipelines/attention.py",), has=having("to_k")),
@@ -185,7 +218,7 @@ CONTRACT = (
         ),
     ),
     # its `lora_scale` reads our `_lora_scale`
-    Name("diffusers.loaders.lora_base.LoraBaseMixin", ("pipelines/mixin.py",), has=having("_lora_scale")),
+    Name("diffusers.loaders.lora_base.LoraBaseMixin", ("pipelines/prompts.py",), has=having("_lora_scale")),
     Name(
         "diffusers.training_utils.EMAModel",
         ("training/loop.py",),

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
         StableDiffusionXLTulipPipeline,
         tulip_pipeline,
     )
+    from .pipelines.modular import (
+        StableDiffusionXLTulipAutoBlocks,
+        StableDiffusionXLTulipModularPipeline,
+        StableDiffusionXLTulipTextEncoderStep,
+    )
     from .tokenization import load_tokenizer
 
 __version__ = "0.2.0"
@@ -40,6 +45,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Conditioning",
     "StableDiffusionXLTulipAdapterPipeline",
+    "StableDiffusionXLTulipAutoBlocks",
     "StableDiffusionXLTulipControlNetImg2ImgPipeline",
     "StableDiffusionXLTulipControlNetInpaintPipeline",
     "StableDiffusionXLTulipControlNetPAGImg2ImgPipeline",
@@ -50,10 +56,12 @@ __all__ = [
     "StableDiffusionXLTulipControlNetUnionPipeline",
     "StableDiffusionXLTulipImg2ImgPipeline",
     "StableDiffusionXLTulipInpaintPipeline",
+    "StableDiffusionXLTulipModularPipeline",
     "StableDiffusionXLTulipPAGImg2ImgPipeline",
     "StableDiffusionXLTulipPAGInpaintPipeline",
     "StableDiffusionXLTulipPAGPipeline",
     "StableDiffusionXLTulipPipeline",
+    "StableDiffusionXLTulipTextEncoderStep",
     "TulipTextConfig",
     "TulipTextModel",
     "TulipTextModelWithProjection",
@@ -70,6 +78,9 @@ __all__ = [
 
 # Where a public name is defined; those that are not named here, the pipelines, in `.pipelines`.
 _HOMES = {
+    "StableDiffusionXLTulipAutoBlocks": ".pipelines.modular",
+    "StableDiffusionXLTulipModularPipeline": ".pipelines.modular",
+    "StableDiffusionXLTulipTextEncoderStep": ".pipelines.modular",
     "TulipTextConfig": ".models.text_encoder",
     "TulipTextModel": ".models.text_encoder",
     "TulipTextModelWithProjection": ".models.text_encoder",

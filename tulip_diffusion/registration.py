@@ -48,6 +48,16 @@ def add_tasks(auto_pipeline: ModuleType) -> None:
     importlib.import_module("tulip_diffusion.pipelines").add_tasks(auto_pipeline)
 
 
+def add_modular(modular_pipeline: ModuleType) -> None:
+    """Folders of our pipelines, and blocks that begin with our text encoder, become modular pipelines of ours."""
+    for task in ("", "-controlnet", "-controlnet-union"):  # the keys that `add_tasks` makes, of what its blocks do
+        modular_pipeline.MODULAR_PIPELINE_MAPPING[f"stable-diffusion-xl{task}-tulip"] = modular_class
+
+
+def modular_class(config: dict | None = None) -> str:
+    return "StableDiffusionXLTulipModularPipeline"
+
+
 def read_lora_names(lora_pipeline: ModuleType) -> None:
     """LoRA files put `text_model.` before the names of CLIP's layers, which a model that is its own text model lacks.
 
@@ -70,6 +80,7 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
     "diffusers.pipelines": add_pipeline_names,  # where diffusers' own tests look
     "diffusers.pipelines.pipeline_loading_utils": add_components,
     "diffusers.pipelines.auto_pipeline": add_tasks,
+    "diffusers.modular_pipelines.modular_pipeline": add_modular,
     "diffusers.loaders.lora_pipeline": read_lora_names,
 }
 

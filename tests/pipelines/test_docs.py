@@ -40,6 +40,7 @@ def code(tmp_path, monkeypatch) -> str:
     for name in ("picture.png", "mask.png", "edges.png"):
         picture(1, 16).save(tmp_path / name)
     code = code.replace(").images[0]", ", num_inference_steps=4).images[0]")
+    code = code.replace("num_inference_steps=25", "num_inference_steps=2")
     return code.replace("torch.float16", "torch.float32").replace('"cuda"', '"cpu"')
 
 

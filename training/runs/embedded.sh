@@ -67,10 +67,14 @@ for tower in l g; do
         part tulip g --folder "$FOLDER" --out "$FOLDER/$last" "${AGAIN[@]}" "${scenes[@]}" \
             --student "$FOLDER/tulip-far-g" --captions "$FOLDER/captions-referring/captions.jsonl" --position-gaps 2048
     fi
+    mean=$([ "$tower" = l ] && echo tulip-l || echo tulip-mean-g)
     python -m tulip_diffusion.training.embedded.average "$FOLDER/tulip-referring-$tower" "$FOLDER/$last" \
-        --share 0.7 --out "$FOLDER/tulip-$tower"
-    # The image tower is the one that it was tuned with.
-    [ "$tower" = l ] || cp -r "$FOLDER/tulip-referring-g/image_encoder" "$FOLDER/tulip-g/"
+        --share 0.7 --out "$FOLDER/$mean"
+    # Retrieval without a price: the last layer, which SDXL does not read but for the pooled state, and an image tower.
+    [ "$tower" = l ] || tulip-diffusion train expand "${common[@]}" --student "$FOLDER/tulip-mean-g" --pad zero \
+        --freeze_token_states --steps 150 --warmup_steps 5 --batch_size 64 --learning_rate 5e-4 --ntk_alpha 0 \
+        --length 248 --short_weight 0.3 --short_captions random-subset --hard_negative_margin 0.25 \
+        --output_dir "$FOLDER/tulip-g"
     # As published: the pooled state alone, then NTK and contrast.
     tulip-diffusion train distill "${common[@]}" --pad "$pad" --objective paper --steps 200 --batch_size 128 \
         --learning_rate 5e-4 --output_dir "$FOLDER/tulip-paper-stage1-$tower"

@@ -4,6 +4,8 @@
 #
 #   DATA=/data/share-captioner_coco_lcs_sam_1246k_1107.json IMAGES=/data training/runs/paper.sh
 #
+# Flags given here are added to both stages.
+#
 # ESTIMATED cost in bf16, not measured, as operations / (0.3 x 989 TFLOP/s), an H100 used to 30 %:
 #   stage 1, L/14: 1.246 M x 20 captions x 77 tokens x 6 x 85 M weights = 0.98e18, 0.9 GPU-hours with cached pooled
 #     states (2 GB), which are computed once in 0.02 hours.                    B/16 (38 M weights): 0.4
@@ -21,10 +23,10 @@ launch=(accelerate launch --num_processes "$GPUS" --module tulip_diffusion.train
 
 "${launch[@]}" distill --teacher "$MODEL" --data "$DATA" --output-dir "$OUT/stage1" \
     --objective paper --length 77 --epochs 20 --batch-size 640 \
-    --learning-rate 5e-4 --weight-decay 0.1 --warmup-steps 1000 --mixed-precision bf16 --resume auto
+    --learning-rate 5e-4 --weight-decay 0.1 --warmup-steps 1000 --mixed-precision bf16 --resume auto "$@"
 
 "${launch[@]}" expand --teacher "$MODEL" --student "$OUT/stage1" --data "$DATA" --image-root "$IMAGES" \
     --output-dir "$OUT/stage2" --length 248 --epochs 1 --batch-size 1280 --chunk-size "$CHUNK" \
     --learning-rate 1e-5 --weight-decay 0.1 --warmup-steps 1000 \
     --short-weight 0.2 --short-captions first-sentence --anchor-weight 0 \
-    --mixed-precision bf16 --num-workers 16 --resume auto
+    --mixed-precision bf16 --num-workers 16 --resume auto "$@"

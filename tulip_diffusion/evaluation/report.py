@@ -110,9 +110,9 @@ def section_of(file: Path, root: Path) -> Iterator[Section]:
 
 
 def origin(section: Section) -> dict[str, str]:
-    """Command, commit and seed of a section, as far as they are known."""
+    """Command, commit and seed of a section, as far as they are known, and what was measured again since."""
     command = section.provenance.get("command") or json.dumps(section.record["command"], default=str)
-    known = {"command": command, "commit": section.provenance.get("commit"), "seed": section.provenance.get("seed")}
+    known = {"command": command} | {name: section.provenance.get(name) for name in ("commit", "seed", "again")}
     return {name: str(value) for name, value in known.items() if value is not None}
 
 

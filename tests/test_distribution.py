@@ -29,6 +29,7 @@ EXTRA_OF = {
     "training/": "train",
     "tulip_diffusion/data": "train",
     "tulip_diffusion/evaluation/": "eval",
+    "tests/benchmarks/": "bench",
     "tests/": "dev",
 }
 NOT_IMPORTED = {

@@ -3,7 +3,7 @@
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import Captions
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.positions import LONGCLIP_KEEP
 
@@ -27,7 +27,7 @@ class Finetuning(ContrastiveStage):
     name = "finetune-clip"
     arguments: FinetuneArguments
 
-    def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
+    def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: Captions, arguments):
         if arguments.stretch:
             stretch_positions(towers.text_encoder)
         window = towers.text_encoder.config.max_position_embeddings
@@ -50,7 +50,7 @@ class LongCLIP(ContrastiveStage):
     name = "longclip"
     arguments: LongCLIPArguments
 
-    def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: CaptionData, arguments):
+    def __init__(self, towers: ClipTowers, tokenizer: PreTrainedTokenizerBase, data: Captions, arguments):
         stretch_positions(towers.text_encoder, freeze=LONGCLIP_KEEP, keep=LONGCLIP_KEEP)
         window = towers.text_encoder.config.max_position_embeddings
         cutter = CaptionCutter(
@@ -73,7 +73,7 @@ def run_baseline(
     stage: type[Finetuning] | type[LongCLIP],
     towers: ClipTowers,
     tokenizer: PreTrainedTokenizerBase,
-    data: CaptionData,
+    data: Captions,
     arguments: ContrastiveArguments,
     sources: Sources | None,
 ) -> CLIPTextModelWithProjection:
@@ -88,7 +88,7 @@ def run_baseline(
 def finetune_clip(
     towers: ClipTowers,
     tokenizer: PreTrainedTokenizerBase,
-    data: CaptionData,
+    data: Captions,
     arguments: FinetuneArguments,
     sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:
@@ -99,7 +99,7 @@ def finetune_clip(
 def long_clip(
     towers: ClipTowers,
     tokenizer: PreTrainedTokenizerBase,
-    data: CaptionData,
+    data: Captions,
     arguments: LongCLIPArguments,
     sources: Sources | None = None,
 ) -> CLIPTextModelWithProjection:

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import CaptionData, Captions, UsableRow
 
 from .cutting import CaptionCutter, CutCaption
-from .stage import Chunk
+from .stage import Chunk, Rows
 
 Batch = dict[str, Tensor]
 
@@ -24,24 +23,27 @@ BUCKET_TOKENS = 1024  # that a bucket holds at least, because many small ones co
 class CutRow(NamedTuple):
     """One caption, cut for one of its draws."""
 
-    row: int
+    row: int  # its number, -1 in a stream
     draw: int
     cut: CutCaption
 
 
-class CutRows(Dataset):
+class CutRows(Rows):
     """(row, epoch) to a [`CutRow`]."""
 
-    def __init__(self, data: CaptionData, cutter: CaptionCutter, draws: int):
+    def __init__(self, data: Captions, cutter: CaptionCutter, draws: int):
         self.data, self.cutter, self.draws = data, cutter, draws
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def __getitem__(self, key: tuple[int, int]) -> CutRow:
+        assert isinstance(self.data, CaptionData)
         row, epoch = key
         draw = epoch % self.draws
         return CutRow(row, draw, self.cutter(self.data.captions[row], row, draw))
+
+    def of(self, row: UsableRow, epoch: int) -> CutRow:
+        """The same of a row out of a stream, which is known by its name."""
+        draw = epoch % self.draws
+        return CutRow(-1, draw, self.cutter(row.caption, row.name, draw))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .config import (
     FinetuneArguments,
     LongCLIPArguments,
     Sources,
+    refuse_with_stream,
 )
 
 STAGES = {
@@ -75,7 +76,6 @@ def run(stage: str, namespace: argparse.Namespace) -> None:
 
 def start(stage: str, arguments: Any, sources: Sources) -> None:
     """Open data and models, and run the stage."""
-    from tulip_diffusion.data import open_captions
     from tulip_diffusion.progress import hide_loading_bars
 
     from . import loading as load
@@ -83,14 +83,7 @@ def start(stage: str, arguments: Any, sources: Sources) -> None:
     hide_loading_bars()
     check_paths(stage, arguments, sources)
     assert sources.teacher and sources.data  # or they have just been refused
-    data = open_captions(
-        sources.data,
-        sources.data_format,
-        sources.image_root,
-        with_images=stage != "distill",
-        split=sources.data_split,
-        max_bad_share=sources.max_bad_share,
-    )
+    data = load.captions(sources, with_images=stage != "distill")
     tokenizer = load.tokenizer(sources.tokenizer, arguments)
     student = load.student(sources.student)
     if stage == "distill":
@@ -122,6 +115,8 @@ def check_paths(stage: str, arguments: Any, sources: Sources) -> None:
     for name in ("teacher", "data"):
         if not getattr(sources, name):
             raise ValueError(f"train {stage} needs --{name}.")
+    if sources.stream:
+        refuse_with_stream(arguments)
     checks = [("teacher", sources.teacher, weights), ("student", sources.student, weights)]
     for name, value, check in (*checks, ("output-dir", arguments.output_dir, new_folder)):
         try:

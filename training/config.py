@@ -20,6 +20,7 @@ RANGES = {  # of the stages' numbers, by their name
             "log_every",
             "subset_draws",
             "components",
+            "shuffle_rows",
         ),
         Range(1),
     ),
@@ -67,13 +68,18 @@ class Sources:
     )
     student: str | None = option(None, "Text encoder to go on from, for instance stage 1's output folder.")
     data: str | None = option(
-        None, "Captions: a .json, .jsonl, .csv, .tsv, .txt, .tar or .parquet file, a folder, or a Hub id. Needed."
+        None,
+        "Captions: a .json, .jsonl, .csv, .tsv, .txt, .tar or .parquet file, a folder, a Hub id; URLs with --stream.",
     )
     data_format: Literal["auto", "sharegpt4v", "json", "csv", "jsonl", "txt", "webdataset", "folder", "datasets"] = (
         option("auto", "How --data is written; auto goes by its name.")
     )
     data_split: str = option("train", "Split to read where --data is a Hugging Face data set, or JSON with splits.")
     image_root: str | None = option(None, "Folder that image paths are relative to; the data file's own by default.")
+    stream: bool = option(
+        False, "Read --data shard by shard as it comes, from here or from URLs, and list nothing; needs --steps."
+    )
+    shuffle_rows: int = option(1000, "Neighbouring rows of a stream that are held in memory and shuffled.")
     max_bad_share: float = option(0.05, "Share of rows that may be unusable before the run stops, 0 to 1.")
     tokenizer: str | None = option(None, "Tokenizer folder; CLIP's own vocabulary by default.")
 
@@ -124,6 +130,17 @@ class LoopArguments:
 
     def __post_init__(self):
         check_fields(self)
+
+
+def refuse_with_stream(arguments: LoopArguments) -> None:
+    """Refuse what only listed data can do. Raises ValueError."""
+    if arguments.steps is None:
+        raise ValueError("A stream has no length, so that there are no epochs to count: give --steps.")
+    cache = getattr(arguments, "teacher_cache", "off")
+    if cache not in ("auto", "off"):
+        raise ValueError(
+            f"The teacher cache {cache} finds captions by their numbers, which a stream's have not: leave it out."
+        )
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import Captions
 from tulip_diffusion.models.checkpoints import ClipTowers, TextEncoder
 
 from .config import ContrastiveArguments
@@ -100,7 +100,7 @@ class ContrastiveStage(Stage):
         text: TextEncoder,
         towers: ClipTowers,
         tokenizer: PreTrainedTokenizerBase,
-        data: CaptionData,
+        data: Captions,
         cutter: CaptionCutter,
         arguments: ContrastiveArguments,
         draws: int = 1,

@@ -150,7 +150,7 @@ class CaptionCutter:
         self.seed = seed
         self.position_gaps = position_gaps
 
-    def __call__(self, caption: str, index: int, draw: int = 0) -> CutCaption:
+    def __call__(self, caption: str, index: int | str, draw: int = 0) -> CutCaption:
         generator = random.Random(f"{self.seed}-{index}-{draw}")  # strings seed alike on every machine
         tokenized = tokenize_sentences(caption, self.tokenizer, self.length - 2)
         return CutCaption(

@@ -19,7 +19,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import CaptionData, Captions, CaptionStream
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.provenance import weights_hash
 
@@ -93,7 +93,7 @@ class Distillation(Stage):
         teacher: CLIPTextModelWithProjection,
         student: TulipTextModelWithProjection | None,
         tokenizer: PreTrainedTokenizerBase,
-        data: CaptionData,
+        data: Captions,
         arguments: DistillArguments,
     ):
         self.arguments, self.data, self.tokenizer = arguments, data, tokenizer
@@ -116,8 +116,9 @@ class Distillation(Stage):
             note_length(self.student, arguments.length)
         self.draws = 1 if self.paper else arguments.subset_draws
         self.rows = CutRows(data, self.cutter, self.draws)
+        self.count = 0 if isinstance(data, CaptionStream) else len(data)
         self.collate: DistillCollate = DistillCollate(
-            len(data), padding_id(tokenizer, arguments.pad), self.teacher.window, with_long
+            self.count, padding_id(tokenizer, arguments.pad), self.teacher.window, with_long
         )
 
     def build_cutter(self) -> CaptionCutter:
@@ -145,7 +146,9 @@ class Distillation(Stage):
         """
         arguments = self.arguments
         asked, auto = arguments.teacher_cache, arguments.teacher_cache == "auto"
-        epochs = total_steps(arguments, len(self.data)) * arguments.batch_size / len(self.data)
+        if isinstance(self.data, CaptionStream):
+            return None
+        epochs = total_steps(arguments, self.data) * arguments.batch_size / self.count
         if asked == "off" or (auto and epochs <= self.draws):
             return None
         cache = TeacherCache(Path(arguments.output_dir, "teacher-cache") if auto else Path(asked), self.manifest())
@@ -166,6 +169,7 @@ class Distillation(Stage):
 
     def manifest(self) -> dict[str, Any]:
         """Everything that cached outputs depend on."""
+        assert isinstance(self.data, CaptionData)
         arguments, cutter, encoder = self.arguments, self.cutter, self.teacher.encoder
         config = {k: v for k, v in encoder.config.to_dict().items() if k not in ("transformers_version", "dtype")}
         return {
@@ -174,7 +178,7 @@ class Distillation(Stage):
             "teacher_config": hash_parts(json.dumps(config, sort_keys=True, default=str)),
             "tokenizer": hash_parts(self.tokenizer.backend_tokenizer.to_str(), str(self.collate.pad_id)),
             "data": hash_all(self.data.captions),
-            "rows": len(self.data),
+            "rows": self.count,
             "draws": self.draws,
             "objective": arguments.objective,
             "cut": [cutter.length, cutter.window, cutter.short, cutter.sub_captions, cutter.candidates, cutter.seed],
@@ -188,14 +192,14 @@ class Distillation(Stage):
         config, window = self.teacher.encoder.config, self.teacher.window
         per_entry = config.projection_dim
         if not self.paper:
-            cuts = [self.rows[row, 0].cut for row in range(min(ESTIMATED_FROM, len(self.data)))]
+            cuts = [self.rows[row, 0].cut for row in range(min(ESTIMATED_FROM, self.count))]
             matched = sum(piece.count for cut in cuts for sub in cut.sub_captions for piece in sub.pieces)
             per_entry += (window + matched / len(cuts)) * config.hidden_size
         return int(2 * per_entry * entries)
 
     def compute(self, entries: Sequence[int], accelerator: Accelerator) -> Targets:
         """The teacher's outputs for entries of the cache: entry e is row e % rows in draw e // rows."""
-        keys = [divmod(entry, len(self.data)) for entry in entries]
+        keys = [divmod(entry, self.count) for entry in entries]
         chunk = self.collate([self.rows[row, draw] for draw, row in keys])
         return self.targets(send_to_device(chunk, accelerator.device), accelerator)
 
@@ -233,7 +237,7 @@ class Distillation(Stage):
 def distill(
     teacher: CLIPTextModelWithProjection,
     tokenizer: PreTrainedTokenizerBase,
-    data: CaptionData,
+    data: Captions,
     arguments: DistillArguments,
     student: TulipTextModelWithProjection | None = None,
     sources: Sources | None = None,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import Captions
 from tulip_diffusion.models.checkpoints import ClipTowers
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 
@@ -81,7 +81,7 @@ class Expansion(ContrastiveStage):
         towers: ClipTowers,
         student: TulipTextModelWithProjection,
         tokenizer: PreTrainedTokenizerBase,
-        data: CaptionData,
+        data: Captions,
         arguments: ExpandArguments,
     ):
         refuse_shared_weights(student, towers.text_encoder)
@@ -145,7 +145,7 @@ class Expansion(ContrastiveStage):
 def expand(
     towers: ClipTowers,
     tokenizer: PreTrainedTokenizerBase,
-    data: CaptionData,
+    data: Captions,
     arguments: ExpandArguments,
     student: TulipTextModelWithProjection,
     sources: Sources | None = None,

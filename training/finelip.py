@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PreTrainedTokenizerBase
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import Captions
 from tulip_diffusion.models.checkpoints import ClipTowers, TextEncoder
 from tulip_diffusion.models.finelip import (
     FOLDER,
@@ -116,7 +116,7 @@ class FineAlignment(ContrastiveStage):
         towers: ClipTowers,
         student: TulipTextModelWithProjection | None,
         tokenizer: PreTrainedTokenizerBase,
-        data: CaptionData,
+        data: Captions,
         arguments: FineLIPArguments,
     ):
         window = towers.text_encoder.config.max_position_embeddings
@@ -209,7 +209,7 @@ def new_refinement(towers: ClipTowers, arguments: FineLIPArguments) -> FineLIPMo
 def finelip(
     towers: ClipTowers,
     tokenizer: PreTrainedTokenizerBase,
-    data: CaptionData,
+    data: Captions,
     arguments: FineLIPArguments,
     student: TulipTextModelWithProjection | None = None,
     sources: Sources | None = None,

@@ -1,12 +1,16 @@
 """Loading what the command line names."""
 
+from functools import partial
 from typing import Any
 
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
+from tulip_diffusion.data import Captions, open_captions, open_stream
 from tulip_diffusion.models.checkpoints import ClipTowers, load_clip, load_text_encoder
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
 from tulip_diffusion.tokenization import load_tokenizer
+
+from .config import Sources
 
 
 def tokenizer(source: str | None, arguments) -> PreTrainedTokenizerBase:
@@ -14,6 +18,20 @@ def tokenizer(source: str | None, arguments) -> PreTrainedTokenizerBase:
     if source is not None:
         return AutoTokenizer.from_pretrained(source)
     return load_tokenizer(max_length=getattr(arguments, "length", 248), clean=True)
+
+
+def captions(sources: Sources, with_images: bool) -> Captions:
+    """The data, listed, or streamed where that is asked for."""
+    opening = partial(open_stream, shuffle_rows=sources.shuffle_rows) if sources.stream else open_captions
+    assert sources.data is not None
+    return opening(
+        sources.data,
+        sources.data_format,
+        sources.image_root,
+        with_images=with_images,
+        split=sources.data_split,
+        max_bad_share=sources.max_bad_share,
+    )
 
 
 def text_encoder(source: str, hidden_act: str | None = None) -> CLIPTextModelWithProjection:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from tulip_diffusion.data import SkippedRows
+from tulip_diffusion.data import CaptionData, Captions, CaptionStream, SkippedRows
 from tulip_diffusion.files import write_text
 
 from .batches import StepCollate
@@ -33,12 +33,13 @@ from .checkpointing import (
     refuse_old_checkpoints,
     save_checkpoint,
 )
-from .config import LoopArguments, Sources
+from .config import LoopArguments, Sources, refuse_with_stream
 from .failures import ending_together
 from .sampler import ShuffledSteps
 from .saving import describe_product, write_product
 from .schedule import learning_rate
 from .stage import Chunk, Stage
+from .streams import ReaderStates, StreamLoader, all_states, stream_loader, stream_order
 
 logger = get_logger(__name__)
 
@@ -74,11 +75,14 @@ def build_accelerator(arguments: LoopArguments) -> Accelerator:
     return accelerator
 
 
-def total_steps(arguments: LoopArguments, rows: int) -> int:
-    """Steps of the run: `arguments.steps`, or as many as the epochs hold."""
+def total_steps(arguments: LoopArguments, data: Captions) -> int:
+    """Steps of the run: `arguments.steps`, or as many as the epochs hold, which a stream cannot say."""
+    if isinstance(data, CaptionStream):
+        refuse_with_stream(arguments)
     if arguments.steps is not None:
         return arguments.steps
-    return math.ceil(arguments.epochs * (rows // arguments.batch_size))
+    assert isinstance(data, CaptionData)
+    return math.ceil(arguments.epochs * (len(data) // arguments.batch_size))
 
 
 def build_optimizer(
@@ -108,30 +112,28 @@ def build_optimizer(
 
 
 def build_loader(
-    stage: Stage, arguments: LoopArguments, accelerator: Accelerator, first: int, total: int
-) -> DataLoader:
-    """Lists of chunks, one for each step from `first` to `total`, made ahead of time by `num_workers` processes."""
-    steps = ShuffledSteps(
-        len(stage.data),
-        arguments.batch_size,
-        steps=total,
-        first_step=first,
-        seed=arguments.seed,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
+    stage: Stage, arguments: LoopArguments, accelerator: Accelerator, first: int, total: int, states: ReaderStates
+) -> DataLoader | StreamLoader:
+    """Lists of chunks, one for each step from `first` to `total`, made ahead of time by `num_workers` processes.
+
+    Of a stream, `states` are where its readers stand.
+    """
+    process, processes = accelerator.process_index, accelerator.num_processes
+    share = arguments.batch_size // processes
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED  # it counts chunks by itself
-    return DataLoader(
-        stage.rows,
-        batch_sampler=steps,
-        collate_fn=StepCollate(
-            stage.collate, arguments.chunk_size or steps.share, None if deepspeed else arguments.chunk_tokens
-        ),
-        num_workers=arguments.num_workers,
-        worker_init_fn=leave_signals_to_the_main_process,
-        pin_memory=accelerator.device.type == "cuda",
-        generator=torch.Generator().manual_seed(arguments.seed),  # else starting it would draw from the global state
-    )
+    collate = StepCollate(stage.collate, arguments.chunk_size or share, None if deepspeed else arguments.chunk_tokens)
+    options: dict[str, Any] = {
+        "num_workers": arguments.num_workers,
+        "worker_init_fn": leave_signals_to_the_main_process,
+        "pin_memory": accelerator.device.type == "cuda",
+        # else starting it would draw from the global state
+        "generator": torch.Generator().manual_seed(arguments.seed),
+    }
+    where = {"seed": arguments.seed, "process": process, "processes": processes}
+    if isinstance(stage.data, CaptionStream):
+        return stream_loader(stage, collate, share, range(first, total), states, options, **where)
+    steps = ShuffledSteps(len(stage.data), arguments.batch_size, steps=total, first_step=first, **where)
+    return DataLoader(stage.rows, batch_sampler=steps, collate_fn=collate, **options)
 
 
 def as_whole(value: Tensor | float) -> Tensor:
@@ -145,7 +147,7 @@ class Training:
     def __init__(self, stage: Stage, arguments: LoopArguments, accelerator: Accelerator):
         self.stage, self.arguments, self.accelerator = stage, arguments, accelerator
         self.output_dir = Path(arguments.output_dir)
-        self.total = total_steps(arguments, len(stage.data))
+        self.total = total_steps(arguments, stage.data)
         if arguments.warmup_steps >= self.total:
             logger.warning(
                 "The warm-up of %d steps is not shorter than the run of %d: the learning rate never falls.",
@@ -188,7 +190,8 @@ class Training:
         first = progress["step"]
         self.seen, self.skipped.skipped = progress.get("seen", 0), progress.get("skipped", 0)
         self.keep_history(first)
-        steps = iter(build_loader(self.stage, arguments, accelerator, first, self.total))
+        loader = build_loader(self.stage, arguments, accelerator, first, self.total, progress.get("readers", {}))
+        steps = iter(loader)
         figures = progress.get("figures", {})
         bar = tqdm(total=self.total, initial=first, desc=self.stage.name, disable=not accelerator.is_main_process)
         done, stopped = first, 0
@@ -200,7 +203,8 @@ class Training:
                 self.report(done, figures, batch, time.perf_counter() - started, bar)
                 done, stopped = done + 1, stop.agreed(accelerator)
                 if stopped or done % arguments.save_every == 0 or done == self.total:
-                    progress = self.order | {"seen": self.seen, "skipped": self.skipped.skipped, "figures": figures}
+                    progress = {"seen": self.seen, "skipped": self.skipped.skipped, "figures": figures}
+                    progress |= self.order | {"readers": all_states(loader)}
                     save_checkpoint(accelerator, self.output_dir, done, progress, arguments.keep_last)
         if done < self.total:
             self.say_where_it_stopped(done, stopped)
@@ -218,9 +222,13 @@ class Training:
         )
 
     @property
-    def order(self) -> dict[str, int]:
-        """What the order of the data depends on; with it a step is a position in the data."""
-        return {"batch_size": self.arguments.batch_size, "seed": self.arguments.seed, "rows": len(self.stage.data)}
+    def order(self) -> dict[str, int | str]:
+        """What the order of the data depends on; with it a step, or a reader's state, says which rows come next."""
+        data, arguments = self.stage.data, self.arguments
+        order: dict[str, int | str] = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+        if isinstance(data, CaptionStream):
+            return order | stream_order(data, self.accelerator.num_processes, arguments.num_workers)
+        return order | {"rows": len(data)}
 
     def check_order(self, progress: dict[str, Any]) -> None:
         """Refuse a checkpoint whose steps mean other rows than this run's."""
@@ -307,7 +315,7 @@ class Training:
             return
         processes = self.accelerator.num_processes
         captions, tokens = (sum(chunk[name] for chunk in batch) * processes for name in ("captions", "tokens"))
-        images = "images" if self.stage.data.images is not None else "captions"
+        images = "images" if self.stage.data.has_images else "captions"
         speed = {f"{images}/s": f"{captions / seconds:.1f}", "tokens/s": f"{tokens / seconds:.0f}"}
         bar.update()
         bar.set_postfix({"loss": f"{figures['loss']:.4f}", **speed}, refresh=False)
@@ -332,6 +340,7 @@ def run_stage(
     """
     accelerator = accelerator or build_accelerator(arguments)
     with ending_together():
+        total_steps(arguments, stage.data)  # which refuses what a stream cannot do
         if arguments.report_to != "none":
             plain = {k: v for k, v in asdict(arguments).items() if isinstance(v, int | float | str | bool)}
             accelerator.init_trackers("tulip-diffusion", config=plain)

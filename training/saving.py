@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tulip_diffusion.data import SkippedRows
+from tulip_diffusion.data import CaptionData, SkippedRows
 from tulip_diffusion.models.finelip import FOLDER as FINELIP_FOLDER
 from tulip_diffusion.models.positions import TULIP_MODEL_TYPE
 from tulip_diffusion.provenance import commit
@@ -56,7 +56,8 @@ USE_FINELIP = """
 from tulip_diffusion.models.finelip import load_finelip
 
 model = load_finelip("this folder")  # both towers and the refinement, for retrieval"""
-LOCAL_FIELDS = ("data_split", "data_format", "max_bad_share", "hidden_act")  # of Sources, for run.json alone
+# fields of Sources for run.json alone
+LOCAL_FIELDS = ("data_split", "data_format", "stream", "shuffle_rows", "max_bad_share", "hidden_act")
 
 
 def describe_run(
@@ -70,7 +71,7 @@ def describe_run(
         "sources": asdict(sources) if sources is not None else stage.origins,
         "arguments": asdict(arguments),
         "data": {
-            "rows": len(stage.data),
+            "rows": len(stage.data) if isinstance(stage.data, CaptionData) else "streamed",
             "skipped": stage.data.skipped.skipped,
             "unreadable_images": unreadable.skipped,
             "named": stage.data.skipped.reasons + unreadable.reasons,

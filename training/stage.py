@@ -9,26 +9,34 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tulip_diffusion.data import CaptionData
+from tulip_diffusion.data import Captions, UsableRow
 
 Figures = dict[str, Tensor]
 Chunk = dict[str, Any]
+
+
+class Rows(Dataset, ABC):
+    """Items by (row, epoch), or made of the rows of a stream."""
+
+    @abstractmethod
+    def of(self, row: UsableRow, epoch: int) -> Any:
+        """The item of a stream's row, which is known by its name. Raises `BadRow` if its image is broken."""
 
 
 class Stage(ABC):
     """What differs between the trainings that one loop runs.
 
     `module` holds everything that trains and is called through its own `forward` alone, because that is where DDP and
-    FSDP average gradients. Items of `rows` are found by (row, epoch) and have a `cut`, their [`CutCaption`]; `collate`
-    makes a chunk of them, with its number of `captions` and `tokens`. Both go to a loader's workers, so neither holds
-    a model.
+    FSDP average gradients. Items of `rows` are found by (row, epoch), or made `of` a stream's rows, and have a `cut`,
+    their [`CutCaption`]; `collate` makes a chunk of them, with its number of `captions` and `tokens`. Both go to a
+    loader's workers, so neither holds a model.
     """
 
     name: str
     module: nn.Module
-    data: CaptionData
+    data: Captions
     origins: dict[str, str]  # of models and tokenizer, as far as they know
-    rows: Dataset
+    rows: Rows
     collate: Callable[[Sequence[Any]], Chunk]
 
     def learning_rates(self) -> dict[str, float]:

@@ -7,15 +7,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from tulip_diffusion.data import BadRow, CaptionData
+from tulip_diffusion.data import BadRow, CaptionData, Captions, UsableRow, open_reference
 from tulip_diffusion.models.positions import stretch_position_embeddings
 
 from .batches import long_batch, short_batch, sub_caption_batch
 from .cutting import CaptionCutter, CutCaption
-from .stage import Chunk
+from .stage import Chunk, Rows
 
 ROWS_TRIED = 100  # neighbours to try before the images count as missing altogether
 
@@ -67,34 +66,47 @@ def image_processor(image_tower: CLIPVisionModelWithProjection) -> CLIPImageProc
 class Pair:
     """One image and its cut caption; `bad_rows` are those that could not be opened in their place."""
 
-    row: int
+    row: int  # its number, -1 in a stream
     pixel_values: Tensor  # (3, height, width), 0 to 255: a quarter of the memory of floats
     cut: CutCaption
     bad_rows: tuple[tuple[str, str], ...] = ()
 
 
-class PairRows(Dataset):
+class PairRows(Rows):
     """(row, epoch) to a [`Pair`]. A row whose image cannot be opened is replaced by the next one that can.
 
     Batches therefore stay whole, and what stands in for a row does not depend on other processes.
     """
 
-    def __init__(self, data: CaptionData, processor: CLIPImageProcessor, cutter: CaptionCutter, draws: int = 1):
+    def __init__(
+        self,
+        data: Captions,
+        processor: CLIPImageProcessor,
+        cutter: CaptionCutter,
+        draws: int = 1,
+    ):
         self.data, self.processor, self.cutter, self.draws = data, processor, cutter, draws
 
-    def __len__(self) -> int:
-        return len(self.data)
-
     def __getitem__(self, key: tuple[int, int]) -> Pair:
+        assert isinstance(self.data, CaptionData)
         row, epoch = key
         image, row, bad_rows = self.open(row)
+        cut = self.cutter(self.data.captions[row], row, epoch % self.draws)
+        return Pair(row, self.pixels(image), cut, tuple(bad_rows))
+
+    def of(self, row: UsableRow, epoch: int) -> Pair:
+        """The same of a row out of a stream, which is known by its name. Raises `BadRow` if its image is broken."""
+        image = open_reference(row.image, row.name)
+        return Pair(-1, self.pixels(image), self.cutter(row.caption, row.name, epoch % self.draws))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """`image` at the tower's size, (3, height, width), 0 to 255."""
         processed = self.processor(image, return_tensors="pt", do_rescale=False, do_normalize=False)
-        pixel_values = processed.pixel_values[0]
-        draw = epoch % self.draws
-        return Pair(row, pixel_values, self.cutter(self.data.captions[row], row, draw), tuple(bad_rows))
+        return processed.pixel_values[0]
 
     def open(self, row: int) -> tuple[Image.Image, int, list[tuple[str, str]]]:
         """The picture of `row` or of the next row that can be opened: (picture, its row, the bad rows before it)."""
+        assert isinstance(self.data, CaptionData)
         bad_rows: list[tuple[str, str]] = []
         for _ in range(min(ROWS_TRIED, len(self.data))):
             try:

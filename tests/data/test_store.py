@@ -187,3 +187,15 @@ def test_data_is_sent_to_another_process_as_the_name_of_its_file(lines, cache):
     (lines.parent / f"{5 % 3}.png").unlink()
     with pytest.raises(BadRow, match=r"data\.jsonl line 6"):
         received.image(5)
+
+
+def test_several_parquet_files_are_one_set(tmp_path, cache, monkeypatch):
+    for number in range(3):
+        datasets.Dataset.from_dict({"text": [f"{number}-{row}" for row in range(4)]}).to_parquet(
+            tmp_path / f"part-{number}.parquet"
+        )
+    pattern, expected = (
+        str(tmp_path / "part-*.parquet"),
+        [f"{number}-{row}" for number in range(3) for row in range(4)],
+    )
+    assert open_captions(pattern).captions == in_memory(monkeypatch, pattern).captions == expected

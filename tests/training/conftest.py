@@ -1,11 +1,14 @@
 """Tiny CLIPs with the real vocabulary, and captions of known sentences."""
 
+import json
 import random
 
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
+from tulip_diffusion import from_clip
 from tulip_diffusion.models.checkpoints import load_clip
 from tulip_diffusion.tokenization import load_tokenizer
 
@@ -72,3 +75,16 @@ def load_towers(clip, tmp_path):
     """Loads `clip`'s towers, anew in each call."""
     clip.save_pretrained(tmp_path / "clip")
     return lambda: load_clip(tmp_path / "clip")
+
+
+@pytest.fixture
+def workplace(tmp_path, load_towers):
+    """A CLIP, its untrained student, and 64 captioned images, as flags for the command line."""
+    from_clip(load_towers().text_encoder).save_pretrained(tmp_path / "student")
+    lines = []
+    for number in range(64):
+        color = (4 * number, 255 - 4 * number, 128)
+        Image.new("RGB", (32, 32), color).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"caption": make_caption(number, 3 + number % 12), "image": f"{number}.png"}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    return tmp_path

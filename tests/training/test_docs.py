@@ -28,6 +28,7 @@ def test_the_page_makes_an_encoder_that_a_pipeline_takes(tmp_path, load_towers, 
     names = {
         "openai/clip-vit-large-patch14": "clip",
         "path/to/clip": "clip",
+        "https://example.org/captions/part-{000..099}.jsonl.gz": "captions.jsonl",
         "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
         "steps=100": "steps=2, num_workers=0",
     }

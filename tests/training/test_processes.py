@@ -11,13 +11,9 @@ import time
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from tulip_diffusion import from_clip
 from tulip_diffusion.training import commands
-
-from .conftest import make_caption
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 PROCESSES = multiprocessing.get_context("forkserver")  # the server imports everything once, and forks clean children
@@ -47,19 +43,6 @@ def finish(*processes, status=0):
     for process in processes:
         process.join(180)
         assert process.exitcode == status
-
-
-@pytest.fixture
-def workplace(tmp_path, load_towers):
-    """A CLIP, its untrained student, and 64 captioned images, as flags for the command line."""
-    from_clip(load_towers().text_encoder).save_pretrained(tmp_path / "student")
-    lines = []
-    for number in range(64):
-        color = (4 * number, 255 - 4 * number, 128)
-        Image.new("RGB", (32, 32), color).save(tmp_path / f"{number}.png")
-        lines.append(json.dumps({"caption": make_caption(number, 3 + number % 12), "image": f"{number}.png"}))
-    (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    return tmp_path
 
 
 def flags(workplace, stage, name, **changes):

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .images import open_image
-from .rows import BadRow, SkippedRows
+from .rows import BadRow, Row, SkippedRows, UsableRow, clean_caption, image_path
 
 
 @dataclass
@@ -32,15 +32,38 @@ class CaptionData:
         """Row `index` in people's words."""
         return self.names[index] if self.names else f"row {index}"
 
+    @property
+    def has_images(self) -> bool:
+        return self.images is not None
+
     def image(self, index: int) -> Image.Image:
         """Row `index`'s picture in RGB, see [`as_seen`]. Raises `BadRow` if it is missing or broken."""
-        if self.images is None:
-            raise ValueError("This data has captions alone. Name an image_root, or a format that holds images.")
-        reference = self.images[index]
-        try:
-            return open_image(reference.read() if hasattr(reference, "read") else reference)
-        except (OSError, ValueError) as error:
-            raise BadRow(f"{self.name(index)}: {error}") from error
+        return open_reference(self.images[index] if self.images is not None else None, self.name(index))
+
+
+def open_reference(reference: Any, name: str) -> Image.Image:
+    """The picture of the row called `name`, in RGB, see [`as_seen`].
+
+    Raises:
+        BadRow: it is missing or broken.
+        ValueError: `reference` is None.
+    """
+    if reference is None:
+        raise ValueError("This data has captions alone. Name an image_root, or a format that holds images.")
+    try:
+        return open_image(reference.read() if hasattr(reference, "read") else reference)
+    except (OSError, ValueError) as error:
+        raise BadRow(f"{name}: {error}") from error
+
+
+def usable_row(row: Row, root: str | None) -> UsableRow:
+    """`row` with its caption clean and, where there is a `root`, an image inside of it. Raises `BadRow` otherwise."""
+    caption, image = clean_caption(row.caption), None
+    if root is not None:
+        image = image_path(row.image)
+        if isinstance(image, str):
+            check_inside(root, image)
+    return UsableRow(row.name, caption, image)
 
 
 def check_inside(root: str, path: str) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from .cache import file_state
 from .hub import huggingface_rows, image_cells, load_dataset
@@ -50,14 +51,14 @@ class Source:
 
     def rows(self, split: str, with_images: bool) -> Iterator[Row]:
         """The rows of all files, good and bad, in order."""
+        if self.dataset is not None:
+            return huggingface_rows(self.dataset, self.files[0])  # one data set, however many files it has
         return chain.from_iterable(self.rows_of(file, split, with_images) for file in self.files)
 
     def rows_of(self, file: str, split: str, with_images: bool) -> Iterator[Row]:
         """The rows of one file."""
         path = Path(file)
         match self.format:
-            case "datasets":
-                return huggingface_rows(self.dataset, file)
             case "webdataset":
                 return webdataset_rows(path, with_images)
             case "imagefolder":
@@ -86,14 +87,20 @@ def find_source(source: str, data_format: str, split: str) -> Source:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is a file or folder of no known format, or a data set that cannot be loaded.
+        ValueError: it is a file or folder of no known format, a data set that cannot be loaded, or on another machine.
     """
+    if is_remote(source):
+        raise ValueError(f"{source} is on another machine. Add --stream to read it as it comes.")
     found = named_source(source, data_format, split)
     return replace(found, dataset=load_dataset(found.files, split)) if found.format == "datasets" else found
 
 
 def named_source(source: str, data_format: str, split: str) -> Source:
-    """The files, the folder or the data set that `source` names."""
+    """What `source` names; a data set is not loaded, and nothing fetched from a URL, yet. Raises as `find_source`."""
+    if data_format not in ("auto", *FORMATS):
+        raise ValueError(f"The data format must be auto or one of {', '.join(FORMATS)}, got {data_format!r}.")
+    if is_remote(source):
+        return remote_source(source, data_format)
     path = Path(source).expanduser()
     if path.is_dir():
         return folder_source(path, data_format, split)
@@ -104,10 +111,45 @@ def named_source(source: str, data_format: str, split: str) -> Source:
         raise FileNotFoundError(f"There is no caption data at {missing or source}.")
     if not files:
         return Source("datasets", [source], Path())
+    return Source(found or refuse_name(source), files, Path(files[0]).parent)
+
+
+def refuse_name(source: str) -> NoReturn:
+    known = ", ".join(SUFFIXES)
+    raise ValueError(f"{source} ends in none of {known}. Rename it, or say what it is with --data-format.")
+
+
+def is_remote(source: str) -> bool:
+    """Whether `source` is a URL that fsspec may know: https://…, s3://…, hf://…"""
+    return "://" in source
+
+
+def remote_source(url: str, data_format: str) -> Source:
+    """The files that a URL names, with braces or stars in it or not.
+
+    Raises:
+        ValueError: nobody knows such URLs, or how its files are written.
+        FileNotFoundError: its stars match nothing.
+    """
+    from fsspec.core import url_to_fs
+
+    files = expand_braces(url)
+    found = format_of(urlsplit(files[0]).path) if data_format == "auto" else data_format
     if found is None:
-        known = ", ".join(SUFFIXES)
-        raise ValueError(f"{source} ends in none of {known}. Rename it, or say what it is with --data-format.")
-    return Source(found, files, Path(files[0]).parent)
+        refuse_name(url)
+    if url.startswith(("http://", "https://")):
+        if "*" in url:
+            raise ValueError(f"{url} has a star, but a web server does not list its files: write {{000..099}} for it.")
+        return Source(found, files, Path())
+    try:
+        system, _ = url_to_fs(files[0])
+        if "*" in url:
+            files = [system.unstrip_protocol(match) for each in files for match in sorted(system.glob(each))]
+    except (ValueError, ImportError, OSError) as error:
+        raise ValueError(f"{url} cannot be read: {str(error).rstrip('.')}.") from error
+    if not files:
+        raise FileNotFoundError(f"There is no caption data at {url}.")
+    return Source(found, files, Path())
 
 
 def matching(pattern: str) -> list[str]:

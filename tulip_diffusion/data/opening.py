@@ -9,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .caption_data import CaptionData, check_inside
-from .formats import FORMATS, Source, find_source
-from .rows import BadRow, SkippedRows, UsableRow, clean_caption, image_path
+from .caption_data import CaptionData, usable_row
+from .formats import Source, find_source
+from .rows import BadRow, SkippedRows, UsableRow
 from .store import store_folder, stored
 
 
@@ -44,8 +44,6 @@ def open_captions(
             bad, or none is left.
         OSError: a file may not be read, or the cache not be written.
     """
-    if data_format not in ("auto", *FORMATS):
-        raise ValueError(f"The data format must be auto or one of {', '.join(FORMATS)}, got {data_format!r}.")
     found = find_source(source, data_format, split)
     root = os.path.abspath(image_root or found.root)
     skipped = SkippedRows(max_bad_share)
@@ -80,16 +78,12 @@ def usable_rows(found: Source, source: str, split: str, root: str | None, skippe
             found.rows(split, root is not None), f"Reading {Path(source).name}", unit=" rows", delay=2, mininterval=1
         ):
             try:
-                caption, image = clean_caption(row.caption), None
-                if root is not None:
-                    image = image_path(row.image)
-                    if isinstance(image, str):
-                        check_inside(root, image)
+                found_row = usable_row(row, root)
             except BadRow as reason:
                 skipped.add(row.name, reason)
                 continue
             usable += 1
-            yield UsableRow(row.name, caption, image)
+            yield found_row
     except (EOFError, zlib.error, UnicodeError) as error:
         raise ValueError(f"{source} is broken: {error}. Fetch or write it again.") from error
     if not usable:

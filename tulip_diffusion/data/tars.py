@@ -152,11 +152,16 @@ def unpacked(shard: Path) -> Path:
     """`shard` as a plain tar in the cache, where its images can be reached by their offsets."""
     plain = cache_folder() / "unpacked" / f"{file_state(shard)[:32]}.tar"
     if not plain.exists():
-        with tarfile.open(shard, f"r:{packing(shard)}") as tar, replacing(plain) as unfinished:  # type: ignore  # as above
-            tar.fileobj.seek(0)
-            with unfinished.open("wb") as file:
-                shutil.copyfileobj(tar.fileobj, file, 1 << 20)
+        with replacing(plain) as unfinished:
+            unpack(shard, unfinished)
     return plain
+
+
+def unpack(shard: Path, plain: Path) -> None:
+    """Write the packed tar `shard` as a tar that is not packed."""
+    with tarfile.open(shard, f"r:{packing(shard)}") as tar, plain.open("wb") as file:  # type: ignore  # as above
+        tar.fileobj.seek(0)
+        shutil.copyfileobj(tar.fileobj, file, 1 << 20)
 
 
 BRACES = re.compile(r"\{([^{}]*)\}")

@@ -171,6 +171,11 @@ class DistillArguments(LoopArguments, CaptionArguments):
     objective: Literal["default", "paper"] = option(
         "default", "default also matches the penultimate token states that SDXL reads; paper the pooled state alone."
     )
+    match: Literal["penultimate", "last"] = option(
+        "penultimate",
+        "Token states of the default objective: before the last layer, as SDXL reads them, or after it and the final "
+        "norm, as Stable Diffusion 1.5 does.",
+    )
     pooled_loss: Literal["cosine", "l2", "mse"] = option("cosine", "Distance between pooled states.")
     hidden_weight: float = option(1.0, "Weight of the per-token term of the default objective.")
     long_pooled_weight: float = option(

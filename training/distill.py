@@ -108,8 +108,9 @@ class Distillation(Stage):
         prepare_tower(self.student, arguments)
         self.student.get_input_embeddings().requires_grad_(not arguments.freeze_token_embedding)
         use_kernels(teacher, arguments)
-        self.teacher = Teacher(teacher, arguments.objective, arguments.subset_choice == "most-moving")
-        self.module = TwoTexts(self.student)
+        most_moving = arguments.subset_choice == "most-moving"
+        self.teacher = Teacher(teacher, arguments.objective, most_moving, arguments.match)
+        self.module = TwoTexts(self.student, arguments.match)
         self.cutter = self.build_cutter()
         with_long = not self.paper and arguments.length > self.teacher.window
         if with_long:
@@ -181,6 +182,7 @@ class Distillation(Stage):
             "rows": self.count,
             "draws": self.draws,
             "objective": arguments.objective,
+            "match": arguments.match,
             "cut": [cutter.length, cutter.window, cutter.short, cutter.sub_captions, cutter.candidates, cutter.seed],
             "subset_choice": arguments.subset_choice,
             "precision": arguments.mixed_precision,
@@ -231,7 +233,7 @@ class Distillation(Stage):
         scale_attention(self.student, self.saved_scaling)
         self.student.save_pretrained(folder, state_dict=unprefixed(weights, "student."))
         self.tokenizer.save_pretrained(folder)
-        return {"objective": self.arguments.objective, "window": self.teacher.window}
+        return {"objective": self.arguments.objective, "match": self.arguments.match, "window": self.teacher.window}
 
 
 def distill(

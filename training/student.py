@@ -14,11 +14,11 @@ from .config import DistillArguments, LoopArguments
 from .kernels import use_kernels
 from .losses import aligned_token_error, relative_squared_error
 from .stage import Chunk, Figures
-from .teacher import Targets
+from .teacher import Targets, token_states
 
 
 class TextStates(NamedTuple):
-    """A student's outputs for a chunk: projected pooled states and penultimate token states."""
+    """A student's outputs for a chunk: projected pooled states and the token states that are matched."""
 
     short_embeds: Tensor  # (captions, projection_dim)
     short_states: Tensor  # (captions, window, width)
@@ -29,9 +29,10 @@ class TextStates(NamedTuple):
 class TwoTexts(nn.Module):
     """A student on short and long texts in one call, so that a data-parallel wrapper sees one forward a chunk."""
 
-    def __init__(self, student: TextEncoder):
+    def __init__(self, student: TextEncoder, match: str = "penultimate"):
         super().__init__()
         self.student = student
+        self.match = match
 
     def forward(
         self,
@@ -43,9 +44,10 @@ class TwoTexts(nn.Module):
         """Short texts (captions, window) and, where there are any, long ones with their mask, both read once."""
         short = self.student(short_ids, output_hidden_states=True)
         if long_ids is None:
-            return TextStates(short.text_embeds, short.hidden_states[-2])
+            return TextStates(short.text_embeds, token_states(short, self.match))
         long = self.student(long_ids, attention_mask=long_mask, position_ids=long_positions, output_hidden_states=True)
-        return TextStates(short.text_embeds, short.hidden_states[-2], long.text_embeds, long.hidden_states[-2])
+        states = token_states(short, self.match), token_states(long, self.match)
+        return TextStates(short.text_embeds, states[0], long.text_embeds, states[1])
 
 
 def new_student(teacher: CLIPTextModelWithProjection, arguments: DistillArguments) -> TulipTextModelWithProjection:
@@ -129,7 +131,7 @@ def prepare_tower(tower: PreTrainedModel, arguments: LoopArguments, trained: boo
 
 
 def hidden_figures(states: TextStates, targets: Targets, batch: Chunk) -> Figures:
-    """The per-token terms: relative squared error of the penultimate states, in short texts and in long ones."""
+    """The per-token terms: relative squared error of the matched states, in short texts and in long ones."""
     assert targets.short_states is not None
     figures = {"short_error": relative_squared_error(states.short_states, targets.short_states).mean()}
     if states.long_states is not None:

@@ -1,6 +1,7 @@
 """The teacher's outputs for a chunk of cut captions."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,12 +10,17 @@ from transformers import CLIPTextModelWithProjection
 from .stage import Chunk
 
 
+def token_states(output: Any, match: str) -> Tensor:
+    """The token states that `match` names, (texts, tokens, width): "last" ones are behind the final norm."""
+    return output.last_hidden_state if match == "last" else output.hidden_states[-2]
+
+
 @dataclass
 class Targets:
     """The teacher's outputs for a chunk of captions.
 
     `token_row`, `token_place` and `token_states` hold one entry for each token of the long captions that the student
-    is held to: the caption's row in the chunk, the token's place in it, and the teacher's penultimate state.
+    is held to: the caption's row in the chunk, the token's place in it, and the teacher's state.
     """
 
     pooled: Tensor  # (captions, projection_dim)
@@ -36,13 +42,21 @@ class Teacher:
     Args:
         encoder: with projection; it is frozen and put into evaluation mode.
         objective: "default", or "paper" for the pooled state alone.
+        match: [`token_states`]'s, of the default objective.
         most_moving: of all sub-captions that hold a sentence, keep the one that moves its states most.
     """
 
-    def __init__(self, encoder: CLIPTextModelWithProjection, objective: str = "default", most_moving: bool = False):
+    def __init__(
+        self,
+        encoder: CLIPTextModelWithProjection,
+        objective: str = "default",
+        most_moving: bool = False,
+        match: str = "penultimate",
+    ):
         self.encoder = encoder.requires_grad_(False).eval()
         self.objective = objective
         self.most_moving = most_moving
+        self.match = match
 
     @property
     def window(self) -> int:
@@ -56,7 +70,7 @@ class Teacher:
         short = self.encoder(batch["short_ids"], output_hidden_states=with_states)
         targets = Targets(short.text_embeds.float())
         if with_states:
-            targets.short_states = short.hidden_states[-2].float()
+            targets.short_states = token_states(short, self.match).float()
         if with_states and "token_row" in batch:
             width = self.encoder.config.hidden_size
             targets.token_row, targets.token_place = batch["token_row"], batch["token_place"]
@@ -66,20 +80,20 @@ class Teacher:
                 self.add_sub_captions(batch, targets)
         return targets
 
-    def penultimate(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """States before the last layer, (texts, tokens, width) in float32."""
+    def states(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The matched token states, (texts, tokens, width) in float32."""
         output = self.encoder(input_ids, position_ids=position_ids, output_hidden_states=True)
-        return output.hidden_states[-2].float()
+        return token_states(output, self.match).float()
 
     def add_sub_captions(self, batch: Chunk, targets: Targets) -> None:
         """Add the far tokens' states, and long captions' pooled targets, to `targets`."""
         read = [self.encoder(bucket, output_hidden_states=True) for bucket in batch["sub_ids"]]
-        laid = torch.cat([output.hidden_states[-2].float().flatten(0, 1) for output in read])
+        laid = torch.cat([token_states(output, self.match).float().flatten(0, 1) for output in read])
         targets.token_states = laid[batch["token_at"]]
         pooled = torch.cat([output.text_embeds.float() for output in read])
         targets.long_pooled = mean_pooled(pooled, batch["sub_row"], len(targets.pooled))
         if self.most_moving:
-            alone = self.penultimate(batch["alone_ids"], batch["alone_positions"])
+            alone = self.states(batch["alone_ids"], batch["alone_positions"])
             kept = most_moving_tokens(batch, targets.token_states, alone)
             for name in ("token_row", "token_place", "token_states"):
                 setattr(targets, name, getattr(targets, name)[kept])

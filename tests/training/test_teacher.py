@@ -13,8 +13,9 @@ from tulip_diffusion.training.config import DistillArguments
 from tulip_diffusion.training.cutting import CaptionCutter
 from tulip_diffusion.training.distill import Distillation, distill
 from tulip_diffusion.training.loop import build_accelerator
+from tulip_diffusion.training.losses import relative_squared_error
 from tulip_diffusion.training.student import TwoTexts
-from tulip_diffusion.training.teacher import Teacher, most_moving_tokens
+from tulip_diffusion.training.teacher import Teacher, most_moving_tokens, token_states
 from tulip_diffusion.training.teacher_cache import TeacherCache
 
 from .conftest import make_caption, tiny_text_config
@@ -78,6 +79,41 @@ def test_the_prefix_windows_targets_are_what_the_teacher_says_of_the_cut_caption
             torch.testing.assert_close(targets.token_states[row], states[place], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("most_moving", [False, True])
+def test_the_last_state_is_matched_behind_the_final_norm(tokenizer, teacher, most_moving):
+    """Of teacher and student, in short texts and in long ones, where Stable Diffusion 1.5 reads it."""
+    cuts, batch = cut_batch(tokenizer, [make_caption(n, 4 + 6 * n) for n in range(3)], candidates=1 + 2 * most_moving)
+    batch |= long_batch(cuts, 0, [1, 2])
+    with torch.no_grad():
+        targets = Teacher(teacher, most_moving=most_moving, match="last").targets(batch)
+        short = teacher(batch["short_ids"], output_hidden_states=True)
+        torch.testing.assert_close(targets.short_states, short.last_hidden_state)
+        torch.testing.assert_close(targets.short_states, teacher.text_model.final_layer_norm(short.hidden_states[-1]))
+        read = [teacher.text_model(bucket).last_hidden_state.flatten(0, 1) for bucket in batch["sub_ids"]]
+        said = {tuple(state.tolist()) for state in torch.cat(read)}
+        assert len(targets.token_states) and all(tuple(state.tolist()) in said for state in targets.token_states)
+        student = TwoTexts(copy.deepcopy(from_clip(teacher)), "last").eval()
+        states = student(batch["short_ids"], batch["long_ids"], batch["long_mask"])
+        encoder = student.student.text_model
+        torch.testing.assert_close(states.short_states, encoder(batch["short_ids"]).last_hidden_state)
+        long = encoder(batch["long_ids"], attention_mask=batch["long_mask"]).last_hidden_state
+        torch.testing.assert_close(states.long_states, long)
+
+
+@pytest.mark.parametrize("match", ["penultimate", "last"])
+def test_a_student_comes_nearest_to_the_states_that_it_matches(tmp_path, tokenizer, teacher, match):
+    given = arguments(tmp_path, match=match, steps=30, learning_rate=3e-3, length=77, long_pooled_weight=0.0)
+    student = distill(copy.deepcopy(teacher), tokenizer, captions(), given).eval()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["short_error"] < 0.7 * lines[0]["short_error"]
+    ids = pad_ids([CaptionCutter(tokenizer, 77)(caption, 0).short_ids for caption in captions().captions], 0)
+    with torch.no_grad():
+        said, taught = (encoder(ids, output_hidden_states=True) for encoder in (student, teacher.eval()))
+    error = relative_squared_error(token_states(said, match), token_states(taught, match)).mean()
+    fresh = copy.deepcopy(from_clip(teacher))(ids, output_hidden_states=True)
+    assert error < relative_squared_error(token_states(fresh, match), token_states(taught, match)).mean()
+
+
 def test_most_moving_keeps_for_each_sentence_the_piece_that_its_context_moves_most():
     batch = {
         "token_piece": torch.tensor([0, 0, 1, 1, 2, 3]),
@@ -98,7 +134,7 @@ def captions(count=16):
     return CaptionData([make_caption(number, 4 + number % 10) for number in range(count)])
 
 
-@pytest.mark.parametrize("changes", [{}, {"subset_choice": "most-moving"}, {"objective": "paper"}])
+@pytest.mark.parametrize("changes", [{}, {"subset_choice": "most-moving"}, {"match": "last"}, {"objective": "paper"}])
 def test_cached_targets_are_what_the_teacher_says_to_half_precision(tmp_path, tokenizer, teacher, changes):
     given = arguments(tmp_path, teacher_cache=str(tmp_path / "cache"), **changes)
     accelerator = build_accelerator(given)
@@ -142,6 +178,9 @@ def test_a_cache_of_another_teacher_other_captions_or_other_cuts_is_refused(tmp_
         Distillation(other, None, tokenizer, captions(), given).begin(accelerator)
     with pytest.raises(ValueError, match="other data, rows"):
         Distillation(teacher, None, tokenizer, captions(17), given).begin(accelerator)
+    with pytest.raises(ValueError, match=r"stale: it was made with other match\. Delete it"):
+        last = arguments(tmp_path, teacher_cache=str(tmp_path / "cache"), match="last")
+        Distillation(teacher, None, tokenizer, captions(), last).begin(accelerator)
     given.length = 154
     with pytest.raises(ValueError, match="other cut"):
         Distillation(teacher, None, tokenizer, captions(), given).begin(accelerator)
@@ -168,6 +207,7 @@ def test_the_manifest_names_everything_the_outputs_depend_on(tmp_path, tokenizer
         {"sub_captions": "windows"},
         {"subset_choice": "most-moving"},
         {"mixed_precision": "bf16"},
+        {"match": "last"},
     ):
         other = Distillation(teacher, None, tokenizer, captions(), arguments(tmp_path, **change))
         assert other.manifest() != manifest

@@ -151,12 +151,23 @@ def benchmark(name: str) -> Any:
     return json.loads((ROOT / "tests" / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def training() -> Iterator[str]:
+    record = json.loads((ROOT / "training" / "runs" / "stage1_ablation.json").read_text(encoding="utf-8"))
+    budget = record["budget"]
+    yield f"{budget['steps']} steps of {budget['batch']} captions"
+    yield f"{budget['count']} texts read and {budget['pictures']} pictures drawn of each kind"
+    for name, figures in record["rows"].items():
+        shares = (wide(figures[column]) for column in ("far references read", "drawn, 225", "drawn, 1,000"))
+        yield row(name, f"{figures['token error']:.3f}", *shares)
+
+
 CLAIMS = {
     "README.md": readme,
     "conditioning.md": conditioning,
     "encoder.md": encoder,
     "demo.md": demo,
     "evaluation.md": evaluation,
+    "training.md": training,
 }
 OTHERS = {  # figures of a page that are no measurement of the shipped weights
     "README.md": (

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs paper.sh and sdxl.sh, every command of them, at true size on random weights: two steps of two pairs a stage, in
 # float32 and on whatever device there is. Done before the first hour on a GPU, it shows a wrong path, a missing package
-# or too little memory within minutes. It needs neither weights nor data, and removes what it wrote.
+# or too little memory within minutes. Memory and disk below are ESTIMATED, 16 bytes a weight that trains. It needs neither weights nor data, and removes what it wrote.
 #
 #   training/runs/dry_run.sh                     # ViT-L/14: 10 GB of memory, 15 GB of disk
 #   TOWER=g training/runs/dry_run.sh             # bigG/14: 45 GB of memory, 60 GB of disk

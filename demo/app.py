@@ -30,16 +30,18 @@ def build_demo(
     longclip: str | None = None,
     assets: str | Path = ASSETS,
     device: str | None = None,
+    also: Sequence[str] = (),
 ) -> gr.Blocks:
     """The page, ready for `launch()`. Nothing is loaded before somebody uses it.
 
     Without `model` the embedded family in `assets` draws; with it, an SDXL folder, Hub id or single file, conditioned
-    by the encoders `tulip` and `longclip` (file, folder or Hub id) beside its own.
+    by the encoders `tulip` and `longclip` (file, folder or Hub id) beside its own. `also` names other text-to-image
+    pipelines, folders or Hub ids, for a column each.
 
     Raises:
-        ValueError: encoders without a model, or a model without encoders.
+        ValueError: encoders without a model, or a model with nothing to compare it with.
     """
-    return build(Studio(Weights(model, tulip, longclip, Path(assets), device)))
+    return build(Studio(Weights(model, tulip, longclip, Path(assets), device, also=tuple(also))))
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -190,27 +192,30 @@ def columns(studio: Studio, greeting: Greeting | None) -> tuple[list[gr.Image], 
     classes = ["picture", "pixels"] if studio.weights.embedded else ["picture"]
     pictures, notes = [], []
     with gr.Row(elem_id="pictures"):
-        for title in studio.titles:
+        for title in studio.columns:
+            greets = greeting is not None and title in greeting.pictures
             with gr.Column(min_width=240):
                 gr.HTML(markup.heading(title))
                 picture = gr.Image(
-                    greeting.pictures[title] if greeting else None,
+                    greeting.pictures[title] if greeting and greets else None,
                     label=title,
                     show_label=False,
                     format="png",
                     interactive=False,
                     buttons=["download", "fullscreen"],
                     elem_classes=classes,
-                    alt_text=greeting.alt_text(title) if greeting else f"What {title} understood will appear here",
+                    alt_text=greeting.alt_text(title)
+                    if greeting and greets
+                    else f"What {title} understood will appear here",
                 )
                 pictures.append(picture)
-                notes.append(gr.HTML(greeting.notes[title] if greeting else ""))
+                notes.append(gr.HTML(greeting.notes[title] if greeting and greets else ""))
     return pictures, notes
 
 
 def slider_of(studio: Studio, shown: gr.State) -> None:
     """Two pictures of the last run over each other, with a line to drag; `shown` holds that run's pictures."""
-    titles = list(studio.titles)
+    titles = list(studio.columns)
     with gr.Row():
         left = gr.Dropdown(titles, value=titles[0], label="Left")
         right = gr.Dropdown(titles, value=titles[-1], label="Right")

@@ -6,6 +6,7 @@ from typing import Any
 
 from tulip_diffusion import arguments
 from tulip_diffusion.embedded import ASSETS
+from tulip_diffusion.generate import add_also
 
 
 def register(subparsers: Any) -> None:
@@ -18,6 +19,7 @@ def register(subparsers: Any) -> None:
         "Open a page in which one prompt is drawn under CLIP, Long-CLIP and TULIP. Without --model the small embedded "
         "family draws, without a download.",
         "tulip-diffusion demo --port 8080",
+        "tulip-diffusion demo --also PixArt-alpha/PixArt-XL-2-1024-MS",
     )
     add_arguments(parser)
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.weights,
         help="a column for FineLIP: the family's own, or with --model its encoder",
     )
+    add_also(parser)
     parser.add_argument(
         "--assets",
         type=arguments.existing_folder,
@@ -79,7 +82,15 @@ def run(options: argparse.Namespace) -> None:
     from .studio import Studio
     from .weights import Weights
 
-    weights = Weights(options.model, options.tulip, options.longclip, options.assets, options.device, options.finelip)
+    weights = Weights(
+        options.model,
+        options.tulip,
+        options.longclip,
+        options.assets,
+        options.device,
+        options.finelip,
+        tuple(options.also),
+    )
     serve(Studio(weights), options.host, options.port, auth, options.mcp, options.share)
 
 

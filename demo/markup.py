@@ -87,7 +87,7 @@ def span(kind: str, text: str, start: int, stop: int) -> str:
 
 def heading(title: str) -> str:
     """The title of an encoder's column."""
-    return f'<h3 class="encoder {KINDS[title]}">{escape(title)}</h3>'
+    return f'<h3 class="encoder {KINDS.get(title, "other")}">{escape(title)}</h3>'
 
 
 def title(introduction: str, world: str) -> str:
@@ -116,7 +116,9 @@ def note(lost: str, verdicts: Sequence[Verdict] = (), score: str = "") -> str:
         lines = "".join(line(verdict) for verdict in verdicts)
         parts.append(f"<details><summary>Sentence by sentence</summary><ul>{lines}</ul></details>")
     if lost:
-        parts.append(f'<div class="lost" tabindex="0"><b>Could not see</b> {escape(lost)}</div>')
+        words = len(lost.split())
+        count = f"{words:,} word{'s' * (words != 1)}"
+        parts.append(f'<div class="lost" tabindex="0"><b>Could not see {count}:</b> {escape(lost)}</div>')
     else:
         parts.append('<div class="lost none"><b>Saw every word.</b></div>')
     return f'<div class="note">{"".join(parts)}</div>'

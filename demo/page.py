@@ -47,9 +47,9 @@ class Page:
     def begin(self, prompt: str, request: gr.Request) -> list[Any]:
         """At once, before the queue: the last run's pictures and texts go, and the bar folds."""
         if not self.turns.take(request.session_hash):
-            return view(self.studio.titles, status=markup.status("Still drawing. Stop ends it after this step."))
+            return view(self.studio.columns, status=markup.status("Still drawing. Stop ends it after this step."))
         bar = self.count_tokens(prompt).replace("<details open", "<details")
-        return view(self.studio.titles, status=markup.status("Waiting for its turn …"), cleared=True, bar=bar)
+        return view(self.studio.columns, status=markup.status("Waiting for its turn …"), cleared=True, bar=bar)
 
     def stop(self, request: gr.Request) -> Any:
         """End the visit's runs after their current step."""
@@ -78,7 +78,7 @@ class Page:
         """
         turn = self.turns.begin(request.session_hash)
         if turn is None:  # the second click of two
-            yield view(self.studio.titles)
+            yield view(self.studio.columns)
             return
         try:
             count = whole(images)
@@ -89,11 +89,11 @@ class Page:
                 for updates in self.draw_once(settings, turn, progress):
                     if "run" in updates:
                         past = [*past[-MAX_PAST + 1 :], updates["run"]]
-                    yield view(self.studio.titles, **updates, past=past)
+                    yield view(self.studio.columns, **updates, past=past)
                 if turn.stopped.is_set():
                     return
         except Exception as error:
-            yield view(self.studio.titles, status=markup.status(sentence_of(error), problem=True))
+            yield view(self.studio.columns, status=markup.status(sentence_of(error), problem=True))
         finally:
             self.turns.end(request.session_hash)
 
@@ -108,7 +108,7 @@ class Page:
             if frame.finished:
                 finished |= frame.pictures
             yield {"pictures": frame.pictures, "prompt": settings.prompt}
-        if len(finished) < len(self.studio.titles):
+        if len(finished) < len(self.studio.columns):
             yield {"status": markup.status(stopped(frame, list(finished)))}
             return
         run = finish(self.studio, settings, finished)
@@ -116,6 +116,8 @@ class Page:
         sentence = (
             f"Drawn in {seconds:.1f} s from seed {settings.seed}: the same noise, the same UNet, another encoder."
         )
+        if self.studio.others:
+            sentence += f" By models of their own: {', '.join(self.studio.others)}."
         yield {"status": markup.status(sentence) + self.note(settings.prompt), "run": run}
 
     def note(self, prompt: str) -> str:
@@ -130,7 +132,7 @@ class Page:
         asked = run.settings
         restored = [asked.prompt, asked.negative, False, asked.steps, asked.guidance, asked.size]
         return [
-            *view(self.studio.titles, status=status, seed=asked.seed, run=run),
+            *view(self.studio.columns, status=status, seed=asked.seed, run=run),
             *restored,
             asked.overflow,
             asked.length,

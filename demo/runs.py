@@ -44,7 +44,7 @@ def finish(studio: Studio, settings: Settings, pictures: Mapping[str, Image.Imag
         record(studio, settings, picture)
     return Run(
         settings,
-        {title: keep(picture, title.lower()) for title, picture in pictures.items()},
+        {title: keep(picture, title.lower().replace("/", "-")) for title, picture in pictures.items()},
         notes,
         scores,
         unseen,
@@ -58,19 +58,21 @@ def judge_all(
     """By the encoders' titles: the note below each picture (HTML), its score, and the words that were not seen.
 
     A prompt from beyond the embedded family's world has no scores, and its notes tell lost words alone: what else
-    there is to say, the page says once.
+    there is to say, the page says once. Other models' pictures have none either: they are not of that world.
     """
     prompt, unseen = studio.describe(settings.prompt)[0], studio.unseen(settings)
     if not studio.weights.embedded:
         return {title: markup.note(unseen[title]) for title in pictures}, dict.fromkeys(pictures, ""), unseen
-    scores = {title: hits(prompt, picture) for title, picture in pictures.items()}
+    ours = {title: picture for title, picture in pictures.items() if title in studio.titles}
+    scores = dict.fromkeys(pictures, "") | {title: hits(prompt, picture) for title, picture in ours.items()}
     notes = {
         title: markup.note(unseen[title], judge(prompt, picture), scores[title])
         if scores[title] or unseen[title]
         else ""
-        for title, picture in pictures.items()
+        for title, picture in ours.items()
     }
-    return notes, scores, unseen
+    others = {title: markup.note(unseen[title]) for title in pictures if title not in ours}
+    return notes | others, scores, unseen
 
 
 def strip_of(
@@ -88,7 +90,7 @@ def record(studio: Studio, settings: Settings, picture: Image.Image) -> None:
     """Put all that is needed to draw `picture` again into its PNG metadata, as JSON."""
     weights = studio.weights
     encoders = {name: getattr(weights, name) for name in ("tulip", "longclip", "finelip")}
-    sources = {"model": weights.model or "embedded", **encoders}
+    sources = {"model": weights.model or "embedded", **encoders, **({"also": weights.also} if weights.also else {})}
     text = json.dumps({**settings.as_dict(), **sources, "version": __version__})
     picture.info["tulip-diffusion"] = text  # gradio writes the texts of `info` into the file
 

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from tulip_diffusion.other_models import draw_other_model, lost_words
 from tulip_diffusion.pipelines.conditioning import Conditioning, Slot, pad_states
 from tulip_diffusion.prompt_description import CONTEXTS, PromptDescription, describe_prompt
 
 from .settings import Settings, check_text, check_tokens
-from .weights import Weights, load_pipelines
+from .weights import Weights, load_others, load_pipelines
 
 PREVIEWS = 8  # of each picture, while it is drawn
 PREVIEW_LATENTS = 32  # latents are shrunk to this side before a preview is decoded
@@ -42,18 +43,24 @@ class Job:
     ended: Callable[[], bool]
 
 
+class Ended(Exception):
+    """Nobody wants the picture any more that is being drawn."""
+
+
 class Studio:
     """The encoders of `weights`, loaded when they are first needed, and a pencil that only one hand holds at a time.
 
     The encoders' conditionings are one batch as long as memory allows; once it has run out, they are drawn one after
-    the other.
+    the other. Other models, `--also`, follow them, each by its own pipeline.
     """
 
     def __init__(self, weights: Weights | None = None):
         self.weights = weights or Weights()
         self.titles = self.weights.titles
+        self.columns = (*self.titles, *self.weights.others)
         self.batched = True
         self._pipelines: dict[str, Any] = {}
+        self._others: dict[str, Any] = {}
         self._loading = threading.Lock()
         self.drawing = threading.Lock()  # held by whoever draws, or sets something on the encoders for a moment
 
@@ -65,8 +72,14 @@ class Studio:
                 pipelines = load_pipelines(self.weights)
                 large_on_cpu = not self.weights.embedded and pipelines[self.titles[0]].device.type == "cpu"
                 self.batched = not large_on_cpu  # there, running out of memory is the end of the process
+                self._others = load_others(self.weights)
                 self._pipelines = pipelines
             return self._pipelines
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The pipelines of the other models by their titles, loaded with the encoders'."""
+        return self._others if self.pipelines else {}
 
     def describe(self, prompt: str, contexts: Mapping[str, int | None] = CONTEXTS) -> tuple[str, PromptDescription]:
         """`prompt` without white space at its end, and its description, which counts as the pipelines do.
@@ -79,10 +92,11 @@ class Studio:
         return text, describe_prompt(text, self.pipelines[self.titles[0]].tokenizer, contexts)
 
     def unseen(self, settings: Settings) -> dict[str, str]:
-        """For each title the words of the prompt that one of its encoders cannot see."""
+        """For each column the words of the prompt that one of its encoders cannot see; of another model's, none."""
         contexts = {title: self.context(title, settings) for title in self.titles}
         readings = self.describe(settings.prompt, contexts)[1].readings
-        return {title: readings[title].lost for title in self.titles}
+        unseen = {title: readings[title].lost for title in self.titles}
+        return unseen | {title: lost_words(other, settings.prompt) for title, other in self.others.items()}
 
     def context(self, title: str, settings: Settings) -> int | None:
         """Tokens that reach both encoders of `title`, None for all of them."""
@@ -145,9 +159,13 @@ class Studio:
 
     def _draw_groups(self, job: Job) -> None:
         groups = self._groups()
+        parts = len(groups) + len(self.others)
         for number, titles in enumerate(groups):
             if not job.ended():
-                self._draw_group(job, titles, number, len(groups))
+                self._draw_group(job, titles, number, parts)
+        for number, title in enumerate(self.others, len(groups)):
+            if not job.ended():
+                self._draw_other(job, title, number, parts)
 
     def _groups(self) -> list[list[str]]:
         """The titles of each batch: one for all, but a batch has one scale of attention."""
@@ -158,15 +176,15 @@ class Studio:
             by_scale.setdefault(pipeline.config.attention_scale, []).append(title)
         return list(by_scale.values())
 
-    def _draw_group(self, job: Job, titles: Sequence[str], number: int, groups: int) -> None:
-        """Denoise the conditionings of `titles` as one batch, all from the same noise: batch `number` of `groups`."""
+    def _draw_group(self, job: Job, titles: Sequence[str], number: int, parts: int) -> None:
+        """Denoise the conditionings of `titles` as one batch, all from the same noise: part `number` of `parts`."""
         settings, pipeline = job.settings, self.pipelines[titles[0]]  # any of them: the UNet is the same
 
         def after_step(pipeline, step: int, timestep, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             steps = pipeline.num_timesteps
             show = (step + 1) % max(1, steps // PREVIEWS) == 0 and step + 1 < steps
             pictures = self._decode_all(titles, shrink(tensors["latents"])) if show else {}
-            job.report(Frame(number * steps + step + 1, groups * steps, pictures))
+            job.report(Frame(number * steps + step + 1, parts * steps, pictures))
             pipeline._interrupt = job.ended()
             return {}
 
@@ -184,10 +202,34 @@ class Studio:
             callback_on_step_end=after_step,
             output_type="latent",
         ).images
-        done, total = (number + 1) * pipeline.num_timesteps, groups * pipeline.num_timesteps
+        done, total = (number + 1) * pipeline.num_timesteps, parts * pipeline.num_timesteps
         for title, row in zip(titles, latents, strict=True):
             if not job.ended():
                 job.report(Frame(done, total, {title: self._decode(row)}, finished=True))
+
+    def _draw_other(self, job: Job, title: str, number: int, parts: int) -> None:
+        """The picture of another model's own call: steps and guidance are its own where nobody moved the page's."""
+        settings, weights = job.settings, self.weights
+        total = parts * settings.steps
+
+        def after_step(done: int, steps: int) -> None:
+            if job.ended():
+                raise Ended
+            job.report(Frame(number * settings.steps + done * settings.steps // steps, total, {}))
+
+        try:
+            picture = draw_other_model(
+                self.others[title],
+                settings.prompt,
+                settings.seed,
+                steps=settings.steps if settings.steps != weights.steps else None,
+                guidance=settings.guidance if settings.guidance != weights.guidance else None,
+                negative=settings.negative.strip() or None,
+                after_step=after_step,
+            )
+        except Ended:
+            return
+        job.report(Frame((number + 1) * settings.steps, total, {title: picture}, finished=True))
 
     def _encode(self, settings: Settings, titles: Sequence[str]) -> Conditions:
         """States and pooled vectors of all titles, filled up to one length with zeros, which attention leaves out."""

@@ -103,6 +103,7 @@ CSS = """
 h3.encoder { margin: 0 2px; font-size: 1.1rem; }
 h3.encoder.clip { color: var(--clip); } h3.encoder.longclip { color: var(--longclip); }
 h3.encoder.tulip { color: var(--tulip); } h3.encoder.finelip { color: var(--finelip); }
+h3.encoder { overflow-wrap: anywhere; }
 /* Prompt and pictures share the first screen; the icons stand above a picture, never on it. */
 .picture { height: clamp(220px, calc(100vh - 500px), 400px) !important; overflow: visible !important; }
 .picture .image-container, .picture .image-frame { overflow: visible; }

@@ -8,6 +8,7 @@ from typing import Any
 from tulip_diffusion.devices import check_device
 from tulip_diffusion.embedded import ASSETS, ENCODERS, checked
 from tulip_diffusion.generate import load_pipeline
+from tulip_diffusion.other_models import check_other_model, hub_file, load_other_model, titles_of
 
 TITLES = {name: ENCODERS[name].title for name in ("clip", "longclip", "finelip", "tulip")}  # of the page's columns
 SHARED = ("unet", "vae", "scheduler")
@@ -24,10 +25,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 class Weights:
     """Where the models come from: the embedded family in `assets`, or SDXL and encoders for its first slot.
 
-    `finelip` is True for the family's own, which is not among the columns otherwise.
+    `finelip` is True for the family's own, which is not among the columns otherwise. `also` are other text-to-image
+    pipelines, folders or Hub ids, for a column each.
 
     Raises:
-        ValueError: encoders are given without a model, or a model without any encoder to compare it with.
+        ValueError: encoders are given without a model, or a model without anything to compare it with.
     """
 
     model: str | None = None
@@ -36,12 +38,13 @@ class Weights:
     assets: Path = ASSETS
     device: str | None = None
     finelip: str | bool | None = None
+    also: tuple[str, ...] = ()
 
     def __post_init__(self):
         encoders = [name for name in ("tulip", "longclip", "finelip") if isinstance(getattr(self, name), str)]
         if self.model is None and encoders:
             raise ValueError(f"--{encoders[0]} needs --model, the SDXL weights that the encoder is to condition.")
-        if self.model is not None and (not encoders or self.finelip is True):
+        if self.model is not None and (not (encoders or self.also) or self.finelip is True):
             raise ValueError("--model needs encoders to set beside its own: --tulip, --longclip or --finelip FILE.")
 
     def check(self) -> None:
@@ -53,6 +56,8 @@ class Weights:
         """
         if self.device is not None:
             check_device(self.device)
+        for source in self.also:
+            check_other_model(source)
         if self.embedded:
             for encoder, title in TITLES.items():
                 if title in self.titles:
@@ -75,6 +80,11 @@ class Weights:
         if self.embedded:
             given |= {"Long-CLIP": True, "TULIP": True}
         return tuple(title for title in TITLES.values() if given[title])
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The other models by the titles of their columns, which stand behind the encoders'."""
+        return {title: source for source, title in titles_of(self.also, self.titles).items()}
 
     @property
     def steps(self) -> int:
@@ -100,16 +110,7 @@ def check_source(option: str, source: str, smallest: str) -> None:
     """
     if Path(source).expanduser().exists():
         return
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        hf_hub_download(source, smallest)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        raise FileNotFoundError(
-            f"--{option} {source} is no file or folder here, and cannot be had from the Hugging Face Hub. Check the "
-            "spelling and the connection."
-        ) from None
+    hub_file(option, source, smallest)
 
 
 def load_pipelines(weights: Weights) -> dict[str, Any]:
@@ -118,6 +119,11 @@ def load_pipelines(weights: Weights) -> dict[str, Any]:
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
     return pipelines
+
+
+def load_others(weights: Weights) -> dict[str, Any]:
+    """The other models' pipelines by their titles."""
+    return {title: load_other_model(source, weights.device) for title, source in weights.others.items()}
 
 
 def embedded_pipelines(weights: Weights) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ FLOORS = (
     {"prompt_tokens"},
     {"prompt_description"},
     {"data", "scenes", "pipelines"},
-    {"embedded"},
+    {"embedded", "other_models"},
     {"evaluation"},
     {"training"},
     {"convert", "describe", "generate"},

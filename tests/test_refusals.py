@@ -56,6 +56,9 @@ REFUSED = {
         ["compare", "--model", "a/b", "--encoder", "./no.pt"],
         "With --model, --encoder",
     ),
+    "another model that is not there": (["compare", "--also", "./nope"], "--also"),
+    "another model that is no pipeline": (["compare", "--also", "folder"], "no model_index.json"),
+    "another model in one file": (["demo", "--also", "old.png"], "is a file"),
     "a family that is not there": (["compare", "--assets", "nope"], "a folder that exists, got 'nope'"),
     "a family that is none": (["compare", "--assets", "folder"], "is missing"),
     # pictures

@@ -12,6 +12,7 @@ from . import __version__, arguments
 from .arguments import add_command, numbered, read_prompt, read_text
 from .embedded import ASSETS, COMPARED, ENCODERS, checked, load_embedded_pipeline
 from .files import replacing
+from .other_models import check_other_model, draw_other_model, load_other_model, lost_words, titles_of
 from .progress import hide_loading_bars, is_watched, say
 
 EXAMPLE_SEED, EXAMPLE_TOKENS = 2_100_000_000, 300  # outside every split of `scenes.dataset`
@@ -47,6 +48,7 @@ def register(subparsers: Any) -> None:
         "its details that each picture shows. Without a prompt, an example of 300 tokens is drawn.",
         "tulip-diffusion compare --seed 3",
         "tulip-diffusion compare --model sdxl/ --encoder tulip.pt - < prompt.txt",
+        "tulip-diffusion compare --also PixArt-alpha/PixArt-XL-2-1024-MS --also sd3/ --seed 3",
     )
     compare.add_argument(
         "prompt", nargs="?", help="the prompt, '-' for standard input (default: an example of the family's world)"
@@ -58,6 +60,19 @@ def register(subparsers: Any) -> None:
     )
     for command in (generate, compare):
         add_drawing_options(command)
+    add_also(compare)
+
+
+def add_also(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        type=arguments.weights,
+        metavar="MODEL",
+        help="one more column: any text-to-image pipeline of diffusers, its folder or Hub id, with the same prompt "
+        "and seed and its own encoders (repeat for several)",
+    )
 
 
 def add_drawing_options(command: argparse.ArgumentParser) -> None:
@@ -108,7 +123,11 @@ def run_compare(options: argparse.Namespace) -> None:
     (target,) = targets_of(options.out, Path("outputs/compare.png"), 1, options.overwrite)
     encoders = compared(options)
     check_sources(options, encoders)
-    say(f"Drawing one prompt with {', '.join(encoders.values())}; loading {source_of(options)} …")
+    for source in options.also:
+        check_other_model(source)
+    others = titles_of(options.also, encoders.values())
+    drawn_by = [*encoders.values(), *others.values()]
+    say(f"Drawing one prompt with {', '.join(drawn_by)}; loading {source_of(options)} …")
 
     from .evaluation.details import hits
     from .evaluation.side_by_side import Panel, make_strip
@@ -123,8 +142,11 @@ def run_compare(options: argparse.Namespace) -> None:
         picture = draw(pipeline, prompt, options, options.seed)
         panels.append(Panel(picture, title, "" if options.model else hits(prompt, picture)))
         print(f"{title}: {panels[-1].note}" if panels[-1].note else title)
-    strip = make_strip(panels, word_positions(prompt, pipeline.tokenizer))
-    save(strip, target, {"prompt": prompt, "encoder": [*encoders.values()], **settings_of(options, options.seed)})
+    words = word_positions(prompt, pipeline.tokenizer)
+    for source, title in others.items():
+        panels.append(panel_of_other(source, title, prompt, options))
+    record = {"prompt": prompt, "encoder": [*encoders.values()], **settings_of(options, options.seed)}
+    save(make_strip(panels, words), target, record | ({"also": options.also} if options.also else {}))
     print(target)
 
 
@@ -138,12 +160,30 @@ def note_outside(prompts: Sequence[str], options: argparse.Namespace) -> None:
         say(notes[0].replace("This prompt names", which) + " With --model, SDXL weights draw anything.")
 
 
+def panel_of_other(source: str, title: str, prompt: str, options: argparse.Namespace) -> Any:
+    """A column of another model: its own call's picture, and how many words its encoders cannot see."""
+    from .evaluation.side_by_side import Panel
+
+    say(f"Loading {source} …")
+    pipeline = load_other_model(source, options.device)
+    pipeline.set_progress_bar_config(disable=not is_watched())
+    settings = {"steps": options.steps, "guidance": options.guidance, "negative": options.negative}
+    picture = draw_other_model(pipeline, prompt, options.seed, **settings)
+    lost = lost_words(pipeline, prompt)
+    print(
+        f'{title}: cannot see {counted(len(lost.split()), "word")}: "{lost}"' if lost else f"{title}: sees every word"
+    )
+    return Panel(picture, title, f"cannot see {counted(len(lost.split()), 'word')}" if lost else "sees every word")
+
+
 def compared(options: argparse.Namespace) -> dict[str | None, str]:
     """Encoders to compare, with their titles: the embedded three, or a model's own and the one given for it."""
     if options.model:
-        if not options.encoder:
-            raise ValueError("compare --model needs --encoder: the encoder to set beside the model's own.")
-        return {None: "the model's own encoder", options.encoder: options.encoder}
+        if options.encoder:
+            return {None: "the model's own encoder", options.encoder: options.encoder}
+        if options.also:
+            return {None: "the model's own encoder"}
+        raise ValueError("compare --model needs --encoder: the encoder to set beside the model's own.")
     more = [checked(options.encoder, options.assets)] if options.encoder else []
     return {name: ENCODERS[name].title for name in (*COMPARED, *more)}
 

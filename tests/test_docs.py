@@ -116,7 +116,7 @@ def test_evaluations_on_a_page_run_at_their_smallest(page, tmp_path, monkeypatch
 def test_every_command_on_a_page_is_one(page, tmp_path, monkeypatch):
     """Each is read by the real parser, its files being there."""
     monkeypatch.chdir(tmp_path)
-    for name in ("longclip-L.pt", "stage2.pt", "TULIP.pt", "tulip_stage2.pt"):
+    for name in ("longclip-L.pt", "stage2.pt", "TULIP.pt", "tulip_stage2.pt", "checkpoint.safetensors"):
         (tmp_path / name).write_text("a prompt")
     for name in ("docs", "tulip-L", "outputs/evaluation"):
         (tmp_path / name).mkdir(parents=True)

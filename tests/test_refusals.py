@@ -81,6 +81,15 @@ REFUSED = {
     "no heads": (["convert", "folder", "out", "--heads", "0"], "--heads"),
     "an unknown layout": (["convert", "folder", "out", "--layout", "clip"], "invalid choice: 'clip'"),
     "an unknown half": (["convert", "folder", "out", "--dtype", "half"], "invalid choice: 'half'"),
+    "a single file that is a folder": (["convert", "folder", "out", "--single-file"], "writes a .safetensors file"),
+    "two ways to a TULIP encoder": (
+        ["convert", "folder", "out", "--to-tulip", "--add", "a/b", "c/d"],
+        "--add and --to-tulip",
+    ),
+    "half a difference": (["convert", "folder", "out", "--add", "a/b"], "expected 2 arguments"),
+    "nobody's licence": (["share", "folder", "out"], "--license"),
+    "a licence in words": (["share", "folder", "out", "--license", "do what you like"], "a licence such as mit"),
+    "a folder in use": (["share", "folder", ".", "--license", "mit"], "is not empty"),
     # demo
     "port 0": (["demo", "--port", "0"], "a whole number, from 1 to 65535"),
     "a port in words": (["demo", "--port", "http"], "--port"),

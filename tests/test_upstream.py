@@ -184,7 +184,10 @@ CONTRACT = (
     ),
     Name("diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES", ("tulip_diffusion/registration.py",)),
     Name("diffusers.pipelines.pipeline_loading_utils.ALL_IMPORTABLE_CLASSES", ("tulip_diffusion/registration.py",)),
-    Name("diffusers.pipelines.auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING", ("pipelines/tasks.py",)),
+    Name(
+        "diffusers.pipelines.auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING",
+        ("pipelines/tasks.py", "tulip_diffusion/other_models.py"),
+    ),
     Name("diffusers.pipelines.auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING", ("pipelines/tasks.py",)),
     Name("diffusers.pipelines.auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING", ("pipelines/tasks.py",)),
     Name("diffusers.utils.peft_utils.scale_lora_layers", ("pipelines/prompts.py",), ("model", "weight")),
@@ -199,8 +202,8 @@ CONTRACT = (
     ),
     Name(
         "diffusers.pipelines.pipeline_utils.DiffusionPipeline",
-        ("pipelines/mixin.py",),
-        has=having("_execution_device", register_modules=("kwargs",)),
+        ("pipelines/mixin.py", "tulip_diffusion/other_models.py"),
+        has=having("_execution_device", register_modules=("kwargs",), progress_bar=("iterable", "total")),
     ),
     Name(
         "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl.StableDiffusionXLPipeline",

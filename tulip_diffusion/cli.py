@@ -63,7 +63,7 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 def build_parser() -> "ArgumentParser":
     """The parser of `tulip-diffusion` with all its commands."""
-    from tulip_diffusion import __version__, convert, describe, evaluate, generate
+    from tulip_diffusion import __version__, convert, describe, evaluate, generate, share
     from tulip_diffusion.arguments import Parser
     from tulip_diffusion.demo import commands as demo
     from tulip_diffusion.training import commands as training
@@ -76,7 +76,7 @@ def build_parser() -> "ArgumentParser":
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for door in (generate, describe, convert, training, ablations, demo):
+    for door in (generate, describe, convert, share, training, ablations, demo):
         door.register(commands)
     evaluations = commands.add_parser(
         "evaluate",

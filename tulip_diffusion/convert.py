@@ -52,6 +52,8 @@ def register(subparsers: Any) -> None:
         "file also holds what its tensors do not tell: rotation, activation, heads, attention scaling. What to pass "
         "when you load a .pt file is printed.",
         "tulip-diffusion convert tulip_stage2.pt outputs/tulip --layout tulip --rope paper",
+        "tulip-diffusion convert outputs/tulip tulip.safetensors --single-file",
+        "tulip-diffusion convert checkpoint.safetensors outputs/own --add outputs/tulip openai/clip-vit-large-patch14",
     )
     parser.add_argument("source", type=weights, help="checkpoint file, transformers folder, pipeline folder or Hub id")
     parser.add_argument("dest", type=destination, help="folder, or file ending in .pt or .safetensors")
@@ -68,6 +70,20 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--to-tulip", action="store_true", help="swap a CLIP's positions for rotary ones, untrained")
     parser.add_argument(
+        "--add",
+        nargs=2,
+        type=weights,
+        metavar=("TULIP", "CLIP"),
+        help="add TULIP - CLIP to SOURCE, a fine-tuned CLIP: an encoder of any length for it without training, where "
+        "TULIP was distilled from CLIP and SOURCE fine-tuned from it",
+    )
+    parser.add_argument(
+        "--single-file",
+        action="store_true",
+        help="write a TULIP encoder to a .safetensors file under names of its own, which programs that know CLIP "
+        "alone refuse; under CLIP's names some load it without an error and draw wrong pictures",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace DEST, if it is a file or convert's own folder"
     )
 
@@ -80,8 +96,8 @@ def convert(options: argparse.Namespace) -> None:
     from .progress import hide_loading_bars
 
     hide_loading_bars()
-    towers = read(options, to_file)
-    notes = write(options.dest, towers, to_file)
+    towers = read(options, whole=to_file and not options.single_file)
+    notes = write_single_file(options.dest, towers) if options.single_file else write(options.dest, towers, to_file)
     text_encoder = towers.text_encoder
     print(f"{type(text_encoder).__name__} of {text_encoder.num_parameters():,} parameters written to {options.dest}")
     for note in notes:
@@ -91,6 +107,10 @@ def convert(options: argparse.Namespace) -> None:
 def check_destination(options: argparse.Namespace, to_file: bool) -> None:
     """Refuse to overwrite the source, or what `convert` did not write, before anything is read."""
     dest, source = options.dest, Path(options.source)
+    if options.add and options.to_tulip:
+        raise ValueError("--add and --to-tulip both make a TULIP encoder. Choose one.")
+    if options.single_file and dest.suffix.lower() != ".safetensors":
+        raise ValueError(f"--single-file writes a .safetensors file. Name DEST so, got {str(dest)!r}.")
     if source.exists() and source.resolve() == dest.resolve():
         raise ValueError(f"{dest} is SOURCE itself. Name another DEST.")
     if dest.exists() and not options.overwrite:
@@ -130,6 +150,11 @@ def read(options: argparse.Namespace, whole: bool) -> "ClipTowers":
     else:
         text_encoder = load_text_encoder(options.source, options.layout, subfolder=options.subfolder, **how)
         towers = ClipTowers(text_encoder, None, None)
+    if options.add:
+        from .models.difference import add_difference
+
+        tulip, clip = (load_text_encoder(source, dtype=how["dtype"]) for source in options.add)
+        towers = towers._replace(text_encoder=add_difference(towers.text_encoder, tulip, clip))
     if options.to_tulip:
         scaling = {"attention_scaling": options.attention_scaling} if options.attention_scaling else {}
         towers = towers._replace(text_encoder=from_clip(towers.text_encoder, **scaling))
@@ -153,6 +178,35 @@ def write(dest: Path, towers: "ClipTowers", to_file: bool) -> list[str]:
     notes = [] if dest.suffix.lower() == ".safetensors" else how_to_load(dest, towers, state)
     missed = missed_elsewhere(towers.text_encoder.config)
     return notes if missed is None else [*notes, missed]
+
+
+def write_single_file(dest: Path, towers: "ClipTowers") -> list[str]:
+    """Write a TULIP encoder alone, under names of its own, whole or not at all; returns what the user should know.
+
+    Raises:
+        ValueError: it is no TULIP encoder.
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from .files import replacing
+    from .models.layouts import to_own_names
+    from .models.positions import is_tulip
+
+    encoder = towers.text_encoder
+    if not is_tulip(encoder.config):
+        raise ValueError(
+            f"--single-file is for TULIP encoders, and this is a {type(encoder).__name__}: under CLIP's own names "
+            "every program reads it as what it is. Leave --single-file out."
+        )
+    state = {name: value.contiguous() for name, value in to_own_names(encoder.state_dict()).items()}
+    try:
+        with replacing(dest) as unfinished:
+            save_file(state, unfinished, metadata(towers))
+    except SafetensorError as error:
+        raise OSError(f"{dest} could not be written: {error}") from error
+    return ["load_text_encoder reads it; programs that know CLIP alone refuse it."]
 
 
 def _write_folder(folder: Path, text_encoder: Any) -> None:

@@ -159,12 +159,12 @@ def read_metadata(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    weights = read_checkpoint(path)
+    weights, said = read_checkpoint(path), read_metadata(path)
     beside = None
-    if (path.parent / "config.json").is_file():
+    if not said and (path.parent / "config.json").is_file():
         config = read_config(path.parent)
         beside = config if config.model_type in CLIP_TYPES else None
-    return Checkpoint(str(path), weights, beside=beside, said=read_metadata(path), folder=path.parent)
+    return Checkpoint(str(path), weights, beside=beside, said=said, folder=path.parent)
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:

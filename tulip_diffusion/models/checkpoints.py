@@ -24,7 +24,15 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .checkpoint_files import Checkpoint, Source, in_one_line, open_checkpoint
-from .layouts import TowerWeights, openai_name, published_activation, rope_parameters, to_openai, to_transformers
+from .layouts import (
+    TowerWeights,
+    has_own_names,
+    openai_name,
+    published_activation,
+    rope_parameters,
+    to_openai,
+    to_transformers,
+)
 from .positions import is_tulip
 from .text_encoder import TulipTextConfig, TulipTextModelWithProjection, align_weights, projecting_class
 
@@ -170,7 +178,9 @@ def _towers(
         rope = "released"  # whatever they say, it is TULIP's
     if checkpoint.config is not None:
         layout = "transformers"
-    if "position_encoding" in checkpoint.said.get("text", {}):
+    if has_own_names(checkpoint.weights):
+        layout = "transformers"  # behind their prefix, which is taken off with any other
+    elif "position_encoding" in checkpoint.said.get("text", {}):
         layout = "tulip_cope" if checkpoint.said["text"]["position_encoding"] == "cope" else "tulip"
     try:
         towers = to_transformers(checkpoint.weights, layout, subfolder, rope)

@@ -38,6 +38,9 @@ PIPELINE_ENCODERS = {
     "clip_g.transformer.": ("text_encoder_2", "gelu"),
     "clip_h.transformer.": ("text_encoder", "gelu"),
 }
+# Before every name of a TULIP encoder's own file, and none that a CLIP has: without it a program that knows CLIP alone
+# finds all of CLIP's tensors but the table of positions, makes one up, and draws wrong pictures.
+OWN_PREFIX = "tulip_encoder."
 # Published towers under transformers' names, by (width, layers); what LAION trained at OpenAI's sizes is GELU instead.
 TEXT_ACTIVATIONS = {
     (512, 12): ("OpenAI's B/32 and B/16", "quick_gelu"),
@@ -430,6 +433,15 @@ def openai_name(key: str) -> str:
     if (module, kind) == ("self_attn.cope", "table"):
         return f"{layer}attn.cope.pos_emb"
     return f"{layer}{ {new: old for old, new in BLOCK_NAMES.items()}.get(module, module) }.{kind}"
+
+
+def to_own_names(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A `TulipTextModelWithProjection`'s state dict under names that no loader takes for a CLIP's."""
+    return {OWN_PREFIX + key.removeprefix("text_model."): value for key, value in tower.items()}
+
+
+def has_own_names(checkpoint: Mapping[str, Any]) -> bool:
+    return bool(checkpoint) and all(isinstance(key, str) and key.startswith(OWN_PREFIX) for key in checkpoint)
 
 
 def to_openai(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:

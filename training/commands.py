@@ -89,7 +89,7 @@ def start(stage: str, arguments: Any, sources: Sources) -> None:
     if stage == "distill":
         from .distill import distill
 
-        teacher = load.text_encoder(sources.teacher, sources.hidden_act)
+        teacher = load.text_encoder(sources.teacher, sources.hidden_act, arguments.teacher_subfolder)
         distill(teacher, tokenizer, data, arguments, student, sources)
         return
     towers = load.clip(sources.teacher, sources.hidden_act)

@@ -168,6 +168,9 @@ class DistillArguments(LoopArguments, CaptionArguments):
         8192,
         "Tokens, padding included, that one process runs through the model at once; captions are sorted by length.",
     )
+    teacher_subfolder: Literal["text_encoder", "text_encoder_2"] | None = option(
+        None, "Which text encoder of a teacher that has both, an SDXL folder or single file; the first by default."
+    )
     objective: Literal["default", "paper"] = option(
         "default", "default also matches the penultimate token states that SDXL reads; paper the pooled state alone."
     )

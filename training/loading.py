@@ -34,9 +34,11 @@ def captions(sources: Sources, with_images: bool) -> Captions:
     )
 
 
-def text_encoder(source: str, hidden_act: str | None = None) -> CLIPTextModelWithProjection:
-    """The teacher's text encoder; `hidden_act` is what a file without a configuration cannot say."""
-    teacher = load_text_encoder(source, **overrides(hidden_act))
+def text_encoder(
+    source: str, hidden_act: str | None = None, subfolder: str | None = None
+) -> CLIPTextModelWithProjection:
+    """The teacher's text encoder, of several that in `subfolder`; `hidden_act` is what a bare file cannot say."""
+    teacher = load_text_encoder(source, subfolder=subfolder, **overrides(hidden_act))
     if isinstance(teacher, TulipTextModelWithProjection):
         raise ValueError(f"--teacher {source} is a TULIP encoder already; name the CLIP that it should learn from.")
     return teacher

@@ -54,6 +54,29 @@ def teacher():
     return CLIPTextModelWithProjection(CLIPTextConfig(**tiny_text_config())).eval()
 
 
+def sdxl_single_file(path, big_width: int = 64):
+    """Write a checkpoint as SDXL's are published, in half precision, and return its two text encoders."""
+    from safetensors.torch import save_file
+
+    from tulip_diffusion import export_open_clip
+
+    torch.manual_seed(3)
+    first = CLIPTextModelWithProjection(CLIPTextConfig(**tiny_text_config()))
+    sizes = {"hidden_size": big_width, "num_attention_heads": 1, "projection_dim": big_width, "hidden_act": "gelu"}
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**tiny_text_config(**sizes)))
+    for encoder in (first, second):
+        encoder.half().float()  # what a half-precision file can hold
+    state = {
+        f"conditioner.embedders.0.transformer.text_model.{n}": v for n, v in first.text_model.state_dict().items()
+    }
+    state |= {f"conditioner.embedders.1.model.{name}": value for name, value in export_open_clip(second).items()}
+    state["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(4, 4, 3, 3)
+    state["first_stage_model.decoder.conv_in.weight"] = torch.zeros(4, 4, 3, 3)
+    save_file({name: value.half().contiguous() for name, value in state.items()}, path)
+    return {"text_encoder": first.eval(), "text_encoder_2": second.eval()}
+
+
 @pytest.fixture
 def clip():
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from tests.documents import blocks, commands
 from tests.pipelines.tiny_sdxl import components
 from tulip_diffusion.training.commands import register
 
-from .conftest import make_caption
+from .conftest import make_caption, sdxl_single_file
 
 QUICK = "--steps 2 --batch-size 4 --chunk-size 2 --warmup-steps 1 --num-workers 0 --mixed-precision no"
 
@@ -18,6 +18,7 @@ QUICK = "--steps 2 --batch-size 4 --chunk-size 2 --warmup-steps 1 --num-workers 
 def test_the_page_makes_an_encoder_that_a_pipeline_takes(tmp_path, load_towers, monkeypatch):
     monkeypatch.chdir(tmp_path)
     load_towers()
+    sdxl_single_file(tmp_path / "checkpoint.safetensors")
     (tmp_path / "images").mkdir()
     captions = [make_caption(number, 3 + number) for number in range(8)]
     with open("captions.jsonl", "w") as file:

@@ -77,7 +77,8 @@ class LongContext:
 
 CURRENT: ContextVar[LongContext | None] = ContextVar("long_context", default=None)  # of this thread
 WRAPPED: dict[nn.Module, tuple[int, Callable[[], None]]] = {}  # network: contexts that it is in, how to unwrap it
-LOCK = threading.Lock()  # held to change WRAPPED
+STANCES: list = []  # the compiler's stance, once for each call that runs uncompiled
+LOCK = threading.Lock()  # held to change WRAPPED and STANCES
 
 
 @contextlib.contextmanager
@@ -138,10 +139,31 @@ def _with_mask(network: nn.Module, call: Callable) -> Callable:
         factor = None if context.scale is None else key_factor(states, context.scale)
         if mask is None and factor is None:
             return call(*args, **kwargs)
-        with torch.compiler.set_stance("force_eager"), attention_hooks(network, mask, factor):
+        with uncompiled(network), attention_hooks(network, mask, factor):
             return call(*args, **kwargs)
 
     return masked
+
+
+@contextlib.contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Run `network` as it was before `torch.compile`.
+
+    The compiler's stance is one for all threads, so the first that needs it sets it and the last puts it back: two
+    threads that each put back what they found could leave it uncompiled for good.
+    """
+    if not is_compiled(network):
+        yield
+        return
+    with LOCK:
+        STANCES.append(STANCES[0] if STANCES else torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        with LOCK:
+            stance = STANCES.pop()
+            if not STANCES:
+                stance.__exit__(None, None, None)
 
 
 def key_factor(states: Tensor, scale: float | str) -> Tensor:

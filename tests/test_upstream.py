@@ -350,6 +350,7 @@ DOCUMENTED = {  # of what we import from their submodules
     "accelerate.utils.send_to_device",
     "diffusers.models.attention_processor.AttnProcessor",
     "diffusers.utils.logging",
+    "diffusers.utils.make_image_grid",
     "transformers.modeling_outputs.BaseModelOutputWithPooling",
     "transformers.utils.logging",
 }

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from tests.pipelines.tiny_sdxl import components, inputs, quiet, tulip_encoder, words
 from tulip_diffusion import pipelines
 from tulip_diffusion.pipelines import PIPELINES, StableDiffusionXLTulipPipeline, tulip_pipeline
+from tulip_diffusion.pipelines.attention import uncompiled
 
 SOME = [
     pipelines.StableDiffusionXLTulipPipeline,
@@ -386,6 +387,20 @@ def test_networks_that_stock_pipelines_compiled_and_ran_get_the_mask(how):
     assert graphs
     for image, scale in zip(expected, (None, 1.5), strict=True):
         np.testing.assert_allclose(image_of(pipe, prompts, attention_scale=scale), image, atol=1e-5)
+
+
+def test_calls_of_compiled_networks_that_overlap_leave_the_compiler_as_it_was():
+    """The compiler's stance is one for all threads: each putting back what it found would leave the other's."""
+    network, graphs = build().unet, []
+    compiled = torch.compile(network, backend=counting(graphs))
+    first, second = uncompiled(compiled), uncompiled(compiled)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    double = torch.compile(lambda tensor: 2 * tensor, backend=counting(graphs))
+    assert double(torch.ones(2)).sum() == 4 and not graphs
+    second.__exit__(None, None, None)
+    assert double(torch.ones(2)).sum() == 4 and graphs
 
 
 def test_textual_inversions_of_several_vectors_in_weighted_prompts():

@@ -4,9 +4,9 @@
 #
 #   training/runs/ablations.sh                         # SIZE=long for ten times the steps, ASSETS=… for another family
 #
-# ESTIMATED cost on one CPU core, from measured steps of 64 captions: stage 1 takes 0.7 s a step, stage 2 about 2.2 s at
-# 248 tokens, 6 s at 500, 9 s at 1,000, 12 s with CoPE; our objective 1.4 s and 3.2 s; judging a row half a minute. That
-# is a quarter of an hour for the first below, half an hour for each of the others, some 3 hours for all six.
+# docs/results.md has four of them with `--stage1-steps 100 --stage2-steps 20 --stage2-rate 2e-4 --batch 32 --captions
+# 2000 --count 200`: 4 to 9 minutes each on one core of a busy machine. With the steps that stand as defaults, each takes
+# some five times as long.
 #
 # With DATA on real pairs, RoPE or CoPE, cosine, L2 or MSE, and text lengths 77 to 308 with a frozen image tower:
 #

@@ -26,6 +26,7 @@ LAYOUTS = (
     "sharegpt4v-1k",
     "urban-1k",
     "long-dci",
+    "sdci",
     "docci",
     "jsonl",
 )

@@ -99,7 +99,7 @@ def build(studio: Studio) -> gr.Blocks:
             api_visibility="private",
             **DRAWING,
         ).then(None, [prompt, *settings], None, js=browser.REMEMBER, api_visibility="private")
-        stop.click(page.stop, None, status, queue=False, **PRIVATE)
+        stop.click(page.stop, None, None, queue=False, **PRIVATE)
         restored = [prompt, negative, randomise, steps, guidance, size, overflow, length]
         gallery.select(page.show, past, [*outputs, *restored], **PRIVATE)
         seed_again.click(lambda: False, None, randomise, queue=False, **PRIVATE)

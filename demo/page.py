@@ -51,10 +51,13 @@ class Page:
         bar = self.count_tokens(prompt).replace("<details open", "<details")
         return view(self.studio.columns, status=markup.status("Waiting for its turn …"), cleared=True, bar=bar)
 
-    def stop(self, request: gr.Request) -> Any:
-        """End the visit's runs after their current step."""
-        stopped = [turns.stop(request.session_hash) for turns in (self.turns, self.looking)]
-        return markup.status("Stopping after this step …") if any(stopped) else gr.skip()
+    def stop(self, request: gr.Request) -> None:
+        """End the visit's runs after their current step.
+
+        What that left is the runs' own to say: a text from here could come after theirs, and would stay.
+        """
+        for turns in (self.turns, self.looking):
+            turns.stop(request.session_hash)
 
     def draw(
         self,

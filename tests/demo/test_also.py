@@ -88,7 +88,7 @@ def test_stop_ends_the_other_models_loop_too(with_pixart, own_folder):
     for updates in page.draw(LONG, "", 7, False, 100, 3, 64, "own", "own", 1, [], VISIT):
         last = updates
         if with_pixart_is_drawing(with_pixart):
-            assert "Stopping" in page.stop(VISIT)
+            page.stop(VISIT)
     status = changed(last)[STATUS]
     assert "finished: CLIP, Long-CLIP, TULIP; the others are previews" in status
     assert "Drawn in" in changed(draw(page, LONG, steps=2)[-1])[STATUS]

@@ -43,6 +43,7 @@ def visit(chromium, url):
         page.goto(url, wait_until="domcontentloaded")
         page.locator("#prompt textarea").wait_for()
         page.wait_for_function("document.querySelector('#bar .tokens')")
+        page.wait_for_timeout(500)  # the page first puts back what its address holds, and would undo quicker typing
         pages.append(page)
         return page
 

@@ -79,11 +79,12 @@ def test_the_page_holds_tables_pictures_and_the_records_themselves(results):
     assert sum(address.startswith("data:") for address in page.addresses) == 1
 
 
-def test_results_in_markdown_say_command_commit_and_seed(results):
+def test_results_in_markdown_say_command_commit_and_seed_and_show_plots(results):
     report.write_report(results, results / "report.html", results / "results.md")
     text = (results / "results.md").read_text(encoding="utf-8")
     assert "command `tulip-diffusion evaluate retrieval`; commit `abc`; seed `2000`" in text
     assert re.search(r"^## Retrieval$", text, re.MULTILINE) and re.search(r"^#### world-long$", text, re.MULTILINE)
+    assert "![retrieval](retrieval/retrieval.png)" in text
     assert "| tulip | 50.0 |" in text and re.search(r"^## Summary$", text, re.MULTILINE)
 
 

@@ -199,8 +199,8 @@ def plot(results: dict[str, Any], out: Path) -> None:
         for what in ("pooled_cosine", "penultimate_cosine"):
             heights = [result["fidelity"][what] for result in results.values()]
             kept.plot(names, heights, marker="o", label=what.replace("_", " "))
-        retrieval.set(ylabel="R@1, mean of both directions, by captions", ylim=(0, 1.02))
+        retrieval.set(ylabel="R@1, mean both ways", ylim=(0, 1.02))
         kept.set(ylabel="fidelity to CLIP at 77 tokens")
         for axes in (retrieval, kept):
-            axes.tick_params(axis="x", labelrotation=45)
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
             axes.legend(frameon=False)

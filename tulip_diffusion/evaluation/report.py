@@ -8,11 +8,13 @@ import base64
 import html
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -116,8 +118,8 @@ def origin(section: Section) -> dict[str, str]:
     return {name: str(value) for name, value in known.items() if value is not None}
 
 
-def markdown_report(found: Sequence[Section]) -> str:
-    """The tables with where they come from, for `docs/results.md`."""
+def markdown_report(found: Sequence[Section], folder: Path) -> str:
+    """The tables and plots with where they come from, for a page in `folder` such as `docs/results.md`."""
     parts = ["# Results", "Written by `tulip-diffusion evaluate report` from the records of the evaluations."]
     parts += ["## Summary", summary_of(found)] if summary_of(found) else []
     last = None
@@ -126,8 +128,15 @@ def markdown_report(found: Sequence[Section]) -> str:
             parts += [f"## {section.title}", section.explanation]
         last = section.name
         source = "; ".join(f"{name} `{value}`" for name, value in origin(section).items())
-        parts += [f"### {section.label}", deepened(section.tables, 2), source]
+        parts += [f"### {section.label}", deepened(section.tables, 2), linked(plots_of(section), folder), source]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def linked(files: Sequence[Path], folder: Path) -> str:
+    """`files` as pictures of a Markdown page in `folder`."""
+    return "\n\n".join(
+        f"![{file.stem.replace('_', ' ')}]({quote(Path(os.path.relpath(file, folder)).as_posix())})" for file in files
+    )
 
 
 def deepened(text: str, levels: int) -> str:
@@ -169,7 +178,7 @@ def section_html(section: Section) -> str:
     rows = "".join(
         f"<dt>{name}</dt><dd><code>{html.escape(value)}</code></dd>" for name, value in origin(section).items()
     )
-    plots = [file for file in section.pictures if not is_picture(section, file)]
+    plots = plots_of(section)
     pictures = [file for file in section.pictures if file not in plots]
     shown = pictures_html(plots, "plot")
     folded = f"<details><summary>Pictures</summary>{pictures_html(pictures, 'wide')}</details>" if pictures else ""
@@ -178,6 +187,11 @@ def section_html(section: Section) -> str:
         f"<section><h3>{html.escape(section.label)}</h3>{to_html(deepened(section.tables, 2))}{shown}{folded}"
         f"<dl>{rows}</dl><details><summary>Record (JSON)</summary><pre>{record}</pre></details></section>"
     )
+
+
+def plots_of(section: Section) -> list[Path]:
+    """What of a section's files are plots."""
+    return [file for file in section.pictures if not is_picture(section, file)]
 
 
 def is_picture(section: Section, file: Path) -> bool:
@@ -221,7 +235,7 @@ def write_report(folder: Path, page: Path, results: Path | None = None) -> list[
     found = sections(folder)
     write_text(page, html_report(found))
     if results is not None:
-        write_text(results, markdown_report(found))
+        write_text(results, markdown_report(found, results.parent))
     return found
 
 

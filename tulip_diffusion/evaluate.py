@@ -54,11 +54,16 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
     add_family(parser, ASSETS)
 
     def run(options: argparse.Namespace) -> None:
+        from .evaluation.options import PEERS
+        from .evaluation.plots import check_installed
+
         if name in OF_THE_FAMILY:
             for encoder in options.encoders:
-                checked(encoder, options.assets)
+                if name == "generation" and encoder in PEERS:
+                    check_installed(encoder, extra="bench")
+                else:
+                    checked(encoder, options.assets)
 
-        from .evaluation.plots import check_installed
         from .evaluation.processes import is_first, silent_unless_first
         from .evaluation.provenance import write_provenance
         from .progress import hide_loading_bars

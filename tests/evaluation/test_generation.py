@@ -1,5 +1,6 @@
 """Drawing and judging: one rule for positions, negatives, and work that is shared and never done twice."""
 
+import argparse
 import json
 import socket
 import subprocess
@@ -7,9 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
 
 from tulip_diffusion.evaluation.details import details, sentences_shown, summarize
-from tulip_diffusion.evaluation.drawing import contact_sheet, draw_captions
+from tulip_diffusion.evaluation.drawing import contact_sheet, draw_captions, open_pipeline
 from tulip_diffusion.evaluation.negatives import effect, named_things
 from tulip_diffusion.evaluation.prompts import PROMPTS, bin_means, position_after, position_of, prompts_of
 from tulip_diffusion.prompt_description import describe_prompt
@@ -108,6 +111,29 @@ def test_a_killed_run_goes_on_without_drawing_again_and_takes_no_other_pictures_
     pipeline.unet.conv_in.bias.data += 0.01
     draw()
     assert drawn == [2, 2, 1]
+
+
+def test_compels_row_is_what_its_users_draw(family, tmp_path):
+    compel = pytest.importorskip("compel")
+    captions = prompts_of("full", 2)
+    options = argparse.Namespace(assets=family, device="cpu")
+    pipeline = open_pipeline("compel", options)
+    drawn = draw_captions(pipeline, captions, steps=1, batch=2)
+    stock = StableDiffusionXLPipeline(**pipeline.components)
+    stock.set_progress_bar_config(disable=True)
+    told = compel.CompelForSDXL(stock)(captions[1].text)
+    assert told.embeds.shape[1] > 154
+    alone = stock(
+        prompt_embeds=told.embeds,
+        pooled_prompt_embeds=told.pooled_embeds,
+        generator=torch.Generator("cpu").manual_seed(1),
+        num_inference_steps=1,
+        guidance_scale=3.0,
+        output_type="np",
+    )
+    assert np.array_equal(drawn[1], alone.images[0])
+    negative = draw_captions(pipeline, captions, steps=1, batch=2, negative_prompt="blue")
+    assert not np.array_equal(drawn[1], negative[1])
 
 
 def test_the_contact_sheet_names_its_rows(tmp_path):

@@ -30,6 +30,7 @@ LAYOUTS = (
     "docci",
     "jsonl",
 )
+PEERS = {"compel": "the towers of clip, a long prompt cut at sentences into windows by compel"}  # in `generation`
 BASELINES = ("clip", "longclip", "tulip-paper", "tulip")
 ENCODERS = (
     "encoders of the embedded family; CLIP checkpoint files, folders or Hub ids; finelip:FILE for FineLIP with its "
@@ -77,7 +78,8 @@ def generation(parser: argparse.ArgumentParser) -> None:
         "--encoders",
         nargs="+",
         default=[*BASELINES],
-        help="text encoders of the family; changes are counted against the first",
+        help="text encoders of the family, or compel: the family's CLIP as compel encodes prompts for it, with "
+        "pip install '.[bench]'; changes are counted against the first",
     )
     parser.add_argument("--prompts", choices=PROMPTS, default="full", help="which kind of prompts (default full)")
     parser.add_argument("--count", type=arguments.count, default=256, help="how many prompts (default 256)")

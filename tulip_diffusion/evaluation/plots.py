@@ -12,10 +12,10 @@ from tulip_diffusion.models.positions import CLIP_LENGTH
 from .records import Mean
 
 
-def check_installed(*packages: str) -> None:
+def check_installed(*packages: str, extra: str = "eval") -> None:
     """Raise ImportError, before any work, where an optional package is missing that is needed after it."""
     if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
-        raise ImportError(f'This needs {", ".join(missing)}, not installed here: pip install ".[eval]", in a clone')
+        raise ImportError(f'This needs {", ".join(missing)}, not installed here: pip install ".[{extra}]", in a clone')
 
 
 @contextlib.contextmanager

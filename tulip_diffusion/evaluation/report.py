@@ -21,6 +21,7 @@ from PIL import Image
 from tulip_diffusion.embedded import ENCODERS
 from tulip_diffusion.files import write_text
 
+from .options import PEERS
 from .plan import ENCODERS as PLANNED
 from .plan import evaluations
 from .provenance import FILE, read_provenance
@@ -162,6 +163,7 @@ def html_report(found: Sequence[Section]) -> str:
 def summary_of(found: Sequence[Section]) -> str:
     """The overview of all records, as Markdown."""
     names = {name: ENCODERS[name].description for name in PLANNED}
+    names = {"clip": names.pop("clip"), "clip-windows": names.pop("clip-windows"), **PEERS, **names}
     return summary({section.label: section.record["results"] for section in found}, names)
 
 

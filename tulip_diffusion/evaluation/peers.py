@@ -1,0 +1,55 @@
+"""Other tools' ways to give SDXL a long prompt, on the embedded family, so that tables hold them beside ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+
+from tulip_diffusion.embedded import load_embedded_pipeline
+
+from .options import PEERS
+
+
+class CompelPipeline(StableDiffusionXLPipeline):
+    """diffusers' own SDXL pipeline, its prompts encoded by compel (2.5) as its documentation says for SDXL.
+
+    Compel cuts a long prompt at sentences into windows of 77 tokens. Each prompt is encoded and drawn alone: in a
+    batch compel pads the shorter ones with windows of the empty prompt, which the UNet sees. Without a negative prompt
+    the unconditional branch is zeros, as SDXL has it.
+    """
+
+    def __call__(
+        self,
+        prompt: Sequence[str],
+        negative_prompt: str | None = None,
+        generator: Sequence[torch.Generator] = (),
+        **call: Any,
+    ) -> StableDiffusionXLPipelineOutput:
+        """One picture for each of `prompt` from its own `generator`, (prompts, height, width, 3) in 0..1."""
+        from compel import CompelForSDXL
+
+        encode = CompelForSDXL(self, device=self.device.type)
+        pictures = []
+        for text, noise in zip(prompt, generator, strict=True):
+            told = encode(text, negative_prompt=negative_prompt)
+            drawn = super().__call__(
+                prompt_embeds=told.embeds,
+                pooled_prompt_embeds=told.pooled_embeds,
+                negative_prompt_embeds=told.negative_embeds,
+                negative_pooled_prompt_embeds=told.negative_pooled_embeds,
+                generator=noise,
+                **call,
+            )
+            pictures.append(drawn.images)
+        return StableDiffusionXLPipelineOutput(np.concatenate(pictures))
+
+
+def load_peer(name: str, assets: Path) -> CompelPipeline:
+    """The pipeline of one of `PEERS` with the embedded family's own towers, VAE and UNet."""
+    assert name in PEERS
+    clip = load_embedded_pipeline("clip", assets)
+    return CompelPipeline(**clip.components, force_zeros_for_empty_prompt=True, add_watermarker=False)

@@ -184,8 +184,8 @@ OTHERS = {  # figures of a page that are no measurement of the shipped weights
         *("0.047 for TULIP as it is, 0.031 with the difference added", "TULIP's own error is 0.027"),
     ),
 }
-# Made from records; of 0.1.0; of towers trained for it; of other libraries.
-ELSEWHERE = {"results.md", "results-0.1.0.md", "finelip.md", "versions.md"}
+# Made from records; of 0.1.0; of towers trained for it; of other libraries; held to records below.
+ELSEWHERE = {"results.md", "results-0.1.0.md", "finelip.md", "versions.md", "performance.md"}
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
 NUMBER = re.compile(r"\d+\.\d+")
 
@@ -211,6 +211,30 @@ def test_a_page_has_no_other_figures(page):
     text = re.sub(r"`[^`]*`|\]\([^)]*\)|arXiv:[\d.]+", "", text)  # code and addresses
     text = re.sub(r"Stable Diffusion [\d., and]*\d", "", text)  # names
     assert not FIGURE.findall(text)
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in a record."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def test_figures_of_the_performance_page_are_in_the_records_that_it_names():
+    """Each section's in its own records, rounded; those of the last, which sums up, in any."""
+    *sections_of_it, summary = re.split(r"^## ", PAGES["performance.md"].read_text(encoding="utf-8"), flags=re.M)
+    named = [re.findall(r"results/(\w+)\.json", section) for section in sections_of_it]
+    every = sorted({name for names in named for name in names})
+    for section, names in zip([*sections_of_it, summary], [*named, every], strict=True):
+        found = [number for name in names for number in numbers(benchmark(name))]
+        for figure in FIGURE.findall(re.sub(r"`[^`]*`|compel [\d.]+", "", section)):
+            digits = len(figure.partition(".")[2])
+            assert any(f"{number:.{digits}f}" == figure for number in found), f"{figure} in {section[:40]!r}"
+    for name in every:
+        record = benchmark(name)
+        assert record["machine"]["cpu"] and record["command"].startswith("python -m tests.benchmarks.bench_"), name
 
 
 @pytest.mark.parametrize("label", RECORDS)

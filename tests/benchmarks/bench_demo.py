@@ -8,8 +8,6 @@ process reaches above what it held after a first small picture.
 """
 
 import argparse
-import ctypes
-import gc
 import logging
 import statistics
 import subprocess
@@ -23,7 +21,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.benchmarks.timing import interleave, paired_ratio, write
+from tests.benchmarks.sizes import FIRST, SDXL, SECOND, VAE
+from tests.benchmarks.timing import interleave, paired_ratio, peak_mib, write
 from tulip_diffusion.demo.settings import Settings
 from tulip_diffusion.demo.studio import Studio
 from tulip_diffusion.demo.weights import Weights
@@ -43,27 +42,9 @@ def weights_mib(pipelines: Iterable[Any]) -> float:
 def sdxl_weights_gib() -> dict[str, float]:
     """Half-precision weights at SDXL's sizes, counted without making them: its UNet, VAE and two text encoders."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        )
-        first = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-        sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1280}
-        second = CLIPTextModelWithProjection(CLIPTextConfig(num_attention_heads=20, **sizes))
+        unet = UNet2DConditionModel(**SDXL)
+        vae = AutoencoderKL(**VAE)
+        first, second = CLIPTextModel(CLIPTextConfig(**FIRST)), CLIPTextModelWithProjection(CLIPTextConfig(**SECOND))
     rest = sum(module.num_parameters() for module in (unet, vae, second))
     own = first.num_parameters()
     return {"shared": 2 * (rest + 3 * own) / 2**30, "three pipelines": 2 * 3 * (rest + own) / 2**30}
@@ -91,22 +72,10 @@ def prepare(variant: str, assets: Path, steps: int) -> tuple[Callable[[], None],
     return lambda: [*studio.draw(settings)] and None, pipelines
 
 
-def memory_mib(field: str) -> float:
-    """A figure of Linux on this process: "VmRSS", what it holds now, or "VmHWM", the most that it held."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
 def print_peak(variant: str, assets: Path, steps: int) -> None:
     """What this process, which does nothing else, needs for loading and one comparison; in MiB."""
     load_embedded_pipeline("clip", assets)("A tulip.", num_inference_steps=1)  # libraries load on first use
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or what the allocator kept of that picture would not be counted again
-    Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
-    before = memory_mib("VmRSS")
-    draw, _ = prepare(variant, assets, steps)
-    draw()
-    print(memory_mib("VmHWM") - before)
+    print(peak_mib(lambda: prepare(variant, assets, steps)[0]()))
 
 
 def peak_of(variant: str, assets: Path, steps: int) -> float:

@@ -20,29 +20,20 @@ from compel import CompelForSDXL
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tests.benchmarks.sizes import FIRST, SECOND
 from tests.benchmarks.timing import interleave, paired_ratio, write
 from tests.pipelines import tiny_sdxl
 from tulip_diffusion import StableDiffusionXLTulipPipeline, TulipTextModel, from_clip
 
 LENGTHS = (77, 300, 1000)
 WEIGHTED = 20  # every so many words one has a weight
-IDS = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
-FIRST = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-SECOND = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
 
 
 def encoders(size: str) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     if size == "tiny":
         return tiny_sdxl.text_encoder(), tiny_sdxl.text_encoder_2()
-    first = CLIPTextModel(CLIPTextConfig(**FIRST, **IDS)).eval()
-    return first, CLIPTextModelWithProjection(CLIPTextConfig(**SECOND, **IDS)).eval()
+    first = CLIPTextModel(CLIPTextConfig(**FIRST)).eval()
+    return first, CLIPTextModelWithProjection(CLIPTextConfig(**SECOND)).eval()
 
 
 def prompts(tokens: int, weighted: bool) -> tuple[str, str]:
@@ -67,7 +58,8 @@ def compel(wrapper: CompelForSDXL, prompt: str) -> None:
 def compare(size: str, runs: int) -> dict:
     torch.manual_seed(0)
     first, second = encoders(size)
-    parts = {"text_encoder_2": second}
+    widths = first.config.hidden_size + second.config.hidden_size, second.config.projection_dim
+    parts = {"text_encoder_2": second, "unet": tiny_sdxl.unet(*widths)}
     tulip = from_clip(first)
     assert isinstance(tulip, TulipTextModel)
     ours = StableDiffusionXLTulipPipeline(

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.benchmarks.bench_pipelines import SDXL
+from tests.benchmarks.sizes import FIRST, SDXL, SECOND
 from tests.pipelines.tiny_sdxl import BLOCKS, TEXT, components, inputs, quiet, text_encoder, tulip_encoder, words
 from tulip_diffusion import TulipTextModel, TulipTextModelWithProjection, export_open_clip, from_clip
 from tulip_diffusion.pipelines import StableDiffusionXLTulipPipeline
@@ -169,12 +169,10 @@ def test_half_precision_runs(dtype):
 
 def test_sdxl_at_its_true_size_on_the_meta_device():
     """Only shapes: SDXL-base's published configurations with TULIP encoders in both slots."""
-    large = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-    big = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32}
     parts = components(StableDiffusionXLTulipPipeline)  # a scheduler holds tensors and must be real
     with torch.device("meta"):
-        first = from_clip(CLIPTextModel(CLIPTextConfig(**large, hidden_act="quick_gelu", projection_dim=768)))
-        second = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**big, hidden_act="gelu", projection_dim=1280)))
+        first = from_clip(CLIPTextModel(CLIPTextConfig(**FIRST)))
+        second = from_clip(CLIPTextModelWithProjection(CLIPTextConfig(**SECOND)))
         unet = diffusers.UNet2DConditionModel(**SDXL)
         parts |= {"text_encoder": first, "text_encoder_2": second, "unet": unet}
         pipe = StableDiffusionXLTulipPipeline(**parts)

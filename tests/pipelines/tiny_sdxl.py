@@ -60,10 +60,13 @@ def tulip_encoder(seed: int = 0, model_class=TulipTextModel, **config):
     return model_class(TulipTextConfig(**TEXT, rope_parameters=ntk, **config)).eval()
 
 
-def unet() -> UNet2DConditionModel:
+def unet(states: int = 64, pooled: int = 32) -> UNet2DConditionModel:
+    """One for text states and pooled states of these widths."""
     torch.manual_seed(0)
     up = ("CrossAttnUpBlock2D", "UpBlock2D")
-    return UNet2DConditionModel(**BLOCKS, in_channels=4, out_channels=4, sample_size=8, up_block_types=up).eval()
+    widths = {"cross_attention_dim": states, "projection_class_embeddings_input_dim": pooled + 6 * 8}
+    sizes = {**BLOCKS, **widths, "in_channels": 4, "out_channels": 4, "sample_size": 8}
+    return UNet2DConditionModel(**sizes, up_block_types=up).eval()
 
 
 def vae() -> AutoencoderKL:

@@ -14,7 +14,8 @@ MAPPED = ("pipelines", "training", "demo")
 # Lower floors never import from higher ones, and no floor from itself except inside one package.
 FLOORS = (
     {"arguments", "devices", "files", "progress", "provenance"},
-    {"models", "tokenization"},
+    {"models"},
+    {"tokenization"},
     {"weighting", "windows"},
     {"prompt_tokens"},
     {"prompt_description"},

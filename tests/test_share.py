@@ -23,7 +23,14 @@ RUN = {
         "data": "/home/me/secret/captions.jsonl",
         "tokenizer": None,
     },
-    "arguments": {"length": 248, "pad": "eos", "steps": 900, "batch_size": 64, "mixed_precision": "no"},
+    "arguments": {
+        "length": 248,
+        "objective": "paper",
+        "pad": "eos",
+        "steps": 900,
+        "batch_size": 64,
+        "mixed_precision": "no",
+    },
     "data": {"rows": 1000},
     "figures": {"pooled_cosine": 0.98768},
     "version": "0.2.0",
@@ -34,7 +41,7 @@ RUN = {
 
 @pytest.fixture
 def trained(clip, tmp_path):
-    """Such a folder as training leaves."""
+    """Such a folder as training leaves; the paper's objective cuts texts at 77 tokens, whatever --length says."""
     folder = tmp_path / "trained"
     from_clip(clip, attention_scaling="log").save_pretrained(folder)
     (folder / "run.json").write_text(json.dumps(RUN))
@@ -63,7 +70,7 @@ def test_a_shared_folder_has_a_card_with_all_that_the_hub_and_its_readers_want(t
     for fact in (
         "| teacher | openai/clip-vit-large-patch14 |",
         "| data | captions.jsonl |",
-        "| trained length | 248 tokens |",
+        "| trained length | 77 tokens |",
         "| attention scaling | log |",
         "| positions | rotary",
         "| training | 900 steps, 64 captions a step |",

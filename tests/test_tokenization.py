@@ -2,9 +2,10 @@ import open_clip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import CLIPTextConfig
 
 from tulip_diffusion import load_tokenizer
-from tulip_diffusion.tokenization import OpenClipTokenizer, clean_text
+from tulip_diffusion.tokenization import OpenClipTokenizer, clean_text, tokenizer_of
 
 REFERENCE = open_clip.get_tokenizer("ViT-L-14", context_length=400)
 CLEANING = load_tokenizer(max_length=400, clean=True)
@@ -86,3 +87,9 @@ def test_cleaning_keeps_plain_text():
 def test_wrong_arguments_are_named(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_tokenizer(**arguments)
+
+
+def test_an_encoders_tokenizer_is_as_long_as_its_positions_and_clips_alone():
+    lengths = [tokenizer_of(CLIPTextConfig(max_position_embeddings=rows)).model_max_length for rows in (16, 77, 248)]
+    assert lengths == [77, 77, 248]
+    assert tokenizer_of(CLIPTextConfig(vocab_size=600)) is None

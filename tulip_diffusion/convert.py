@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from .models.checkpoints import ClipTowers
 
-CLIP_VOCABULARY = 49408
 LAYOUTS = ("auto", "openai", "open_clip", "tulip", "tulip_cope", "longclip", "finelip", "transformers", "sdxl")
 FILES = (".pt", ".safetensors")
 # What a folder holds that `convert` wrote: --overwrite replaces these and nothing else.
@@ -210,11 +209,11 @@ def write_single_file(dest: Path, towers: "ClipTowers") -> list[str]:
 
 
 def _write_folder(folder: Path, text_encoder: Any) -> None:
-    from .tokenization import load_tokenizer
+    from .tokenization import tokenizer_of
 
     text_encoder.save_pretrained(folder)
-    if text_encoder.config.vocab_size == CLIP_VOCABULARY:
-        load_tokenizer(max(text_encoder.config.max_position_embeddings, 77)).save_pretrained(folder)
+    if (tokenizer := tokenizer_of(text_encoder.config)) is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def _write_open_clip(file: Path, towers: "ClipTowers") -> "dict[str, Tensor]":

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from .arguments import HUB_ID
-from .models.positions import TULIP_MODEL_TYPE
+from .models.positions import TULIP_MODEL_TYPE, length_told
 
 # Of a run's sources, for run.json alone.
 LOCAL_FIELDS = ("data_split", "data_format", "stream", "shuffle_rows", "max_bad_share", "hidden_act")
@@ -46,7 +46,7 @@ With transformers:
 {transformers}
 ```
 
-In Stable Diffusion XL, with diffusers and [tulip_diffusion](https://arxiv.org/abs/2410.10034):
+In Stable Diffusion XL, with diffusers and tulip_diffusion, after [TULIP](https://arxiv.org/abs/2410.10034):
 
 ```python
 {diffusers}
@@ -89,7 +89,7 @@ def model_card(
 ) -> ModelCard:
     """The card of the encoder that `config` describes.
 
-    `run` is what training left in its run.json: teacher, data, length and figures are read from it, and left out
+    `run` is what training left in its run.json: teacher, data, steps and figures are read from it, and left out
     without one. `second_slot` says whether it is for SDXL's second encoder; by default the run's padding does.
     """
     run, author = run or {}, author or Author()
@@ -148,7 +148,7 @@ def facts(
             ("training", f"{length}, {arguments.get('batch_size')} captions a step"),
             ("precision", "float32" if precision == "no" else precision),
         ]
-    told += [("trained length", f"{trained_length(config, run)} tokens"), ("positions", positions(config))]
+    told += [("trained length", f"{trained_length(config)} tokens"), ("positions", positions(config))]
     if tulip:
         told.append(("attention scaling", config.get("attention_scaling", "none")))
     if run:
@@ -156,8 +156,8 @@ def facts(
     return [(name, value) for name, value in told if value is not None]
 
 
-def trained_length(config: dict[str, Any], run: dict[str, Any]) -> int:
-    return run.get("arguments", {}).get("length") or config["max_position_embeddings"]
+def trained_length(config: dict[str, Any]) -> int:
+    return length_told(config["max_position_embeddings"], config.get("rope_parameters"))
 
 
 def positions(config: dict[str, Any]) -> str:
@@ -187,7 +187,7 @@ def python(config: dict[str, Any], tulip: bool, second_slot: bool, repo: str) ->
 
 
 def limits(config: dict[str, Any], run: dict[str, Any], tulip: bool, base_model: str | None) -> list[str]:
-    length, teacher = trained_length(config, run), base_model or run.get("sources", {}).get("teacher")
+    length, teacher = trained_length(config), base_model or run.get("sources", {}).get("teacher")
     found = [f"It was trained with texts of up to {length} tokens. What it makes of longer ones was not trained."]
     if tulip:
         found.append(

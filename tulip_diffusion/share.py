@@ -168,15 +168,13 @@ def without_folders(sources: dict[str, Any]) -> dict[str, Any]:
 def write_tokenizer(source: Path, dest: Path, config: Any) -> None:
     from transformers import AutoTokenizer
 
-    from .convert import CLIP_VOCABULARY
-    from .tokenization import load_tokenizer
+    from .tokenization import tokenizer_of
 
-    if (source / "tokenizer_config.json").is_file():
-        AutoTokenizer.from_pretrained(source).save_pretrained(dest)
-    elif config.vocab_size == CLIP_VOCABULARY:
-        load_tokenizer(max(config.max_position_embeddings, 77)).save_pretrained(dest)
-    else:
+    own = (source / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(source) if own else tokenizer_of(config)
+    if tokenizer is None:
         raise ValueError(f"{source} has no tokenizer, and its {config.vocab_size} words are not CLIP's. Put it there.")
+    tokenizer.save_pretrained(dest)
 
 
 def write_preprocessor(source: Path, dest: Path) -> None:

@@ -8,12 +8,15 @@ import threading
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import BatchEncoding, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import BatchEncoding, CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from .models.positions import CLIP_LENGTH
 
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 _encoding = threading.RLock()
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+CLIP_VOCABULARY = 49408
 CLIP_MERGES = 49152 - 256 - 2  # the file holds more; CLIP was trained with this many
 
 
@@ -97,7 +100,7 @@ class OpenClipTokenizer(CLIPTokenizer):
             return super()._encode_plus(clean(text), text_pair, **kwargs)
 
 
-def load_tokenizer(max_length: int = 77, pad_token: str = EOS, clean: bool = False) -> CLIPTokenizer:
+def load_tokenizer(max_length: int = CLIP_LENGTH, pad_token: str = EOS, clean: bool = False) -> CLIPTokenizer:
     """CLIP's tokenizer with the real vocabulary, read from installed files alone. Threads may share it.
 
     Args:
@@ -116,3 +119,10 @@ def load_tokenizer(max_length: int = 77, pad_token: str = EOS, clean: bool = Fal
     tokenizer_class = OpenClipTokenizer if clean else CLIPTokenizer
     tokenizer = tokenizer_class(dict(vocabulary), list(merges), pad_token=pad_token, model_max_length=max_length)
     return thread_safe(tokenizer)
+
+
+def tokenizer_of(config: PreTrainedConfig) -> CLIPTokenizer | None:
+    """The tokenizer for a text encoder of `config`, as long as its positions; None if its vocabulary is not CLIP's."""
+    if config.vocab_size != CLIP_VOCABULARY:
+        return None
+    return load_tokenizer(max(config.max_position_embeddings, CLIP_LENGTH))

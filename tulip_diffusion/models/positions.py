@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # whoever counts tokens needs the numbers below, not torch
     from torch import Tensor
@@ -26,9 +27,12 @@ def table_length(encoder: PreTrainedModel) -> int | None:
 
 def trained_length(encoder: PreTrainedModel) -> int:
     """Tokens of the longest texts that `encoder` was trained on, as far as its config tells."""
-    config = encoder.config
-    rope = getattr(config, "rope_parameters", None) or {}
-    return max(config.max_position_embeddings, rope.get("length", 0))
+    return length_told(encoder.config.max_position_embeddings, getattr(encoder.config, "rope_parameters", None))
+
+
+def length_told(max_position_embeddings: int, rope_parameters: Mapping[str, Any] | None) -> int:
+    """The trained length in tokens that these fields of a config tell."""
+    return max(max_position_embeddings, (rope_parameters or {}).get("length", 0))
 
 
 def stretched_length(table: int, keep: int = LONGCLIP_KEEP, factor: int = LONGCLIP_FACTOR) -> int:

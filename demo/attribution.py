@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tulip_diffusion.evaluation.attribution import Attribution, attribute
+from tulip_diffusion.models.positions import CLIP_LENGTH
 
 from . import markup
 from .settings import Settings
@@ -89,13 +90,13 @@ def sentence(one: Attribution) -> str:
     words = [(weight, word) for weight, word in tokens if any(map(str.isalnum, word))]
     named = ", ".join(f"“{word}” ({weight:.1f} times an even share)" for weight, word in words[:MOST])
     marks = 1 - sum(weight for weight, _ in words) / max(sum(one.attention), 1e-9)
+    beyond = one.beyond(CLIP_LENGTH)
     parts = [
         f"Most on {named}." if named else "",
         f"{one.start:.0%} rest on the start token, {one.end:.0%} on the end.",
+        f"Of the rest {marks:.0%} lie on full stops and commas.",
+        "" if beyond is None else f"{beyond:.0%} lie beyond {CLIP_LENGTH} tokens.",
     ]
-    parts.append(f"Of the rest {marks:.0%} lie on full stops and commas, where sentences are summed up.")
-    if (beyond := one.beyond(77)) is not None:
-        parts.append(f"{beyond:.0%} lie beyond 77 tokens.")
     return " ".join(filter(None, parts))
 
 

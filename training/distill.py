@@ -100,7 +100,7 @@ class Distillation(Stage):
         self.paper = arguments.objective == "paper"
         self.origins = origins_of(teacher=teacher, tokenizer=tokenizer, **({"student": student} if student else {}))
         self.student = student or new_student(teacher, arguments)
-        # Taught without, read with it: a student that is taught with it learns to undo it (training/LOG.md).
+        # Taught without, read with it: two long trainings with it came out worse (training/LOG.md).
         self.saved_scaling = arguments.attention_scaling or self.student.config.attention_scaling
         scale_attention(self.student, "none")
         check_vocabulary(tokenizer, teacher, self.student)

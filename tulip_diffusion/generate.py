@@ -154,10 +154,8 @@ def note_outside(prompts: Sequence[str], options: argparse.Namespace) -> None:
     """One line about prompts that name nothing of the small family's world, whose pictures then mean nothing."""
     from .scenes.guide import outside_world
 
-    notes = [] if options.model else [note for prompt in prompts if (note := outside_world(prompt))]
-    if notes:
-        which = "This prompt names" if len(prompts) == 1 else f"{len(notes)} of {len(prompts)} prompts name"
-        say(notes[0].replace("This prompt names", which) + " With --model, SDXL weights draw anything.")
+    if not options.model and (note := outside_world(*prompts)):
+        say(f"{note} With --model, SDXL weights draw anything.")
 
 
 def panel_of_other(source: str, title: str, prompt: str, options: argparse.Namespace) -> Any:

@@ -172,12 +172,12 @@ def lost_words(pipeline: Any, prompt: str) -> str:
     """The end of `prompt` that none of the model's text encoders sees, as it was typed; a word cut in two is lost."""
     seen = [
         len(prompt) if limit is None else seen_length(tokenizer, limit, prompt, lowered(pipeline))
-        for tokenizer, limit in readers_of(pipeline)
+        for tokenizer, limit in tokenizers_of(pipeline)
     ]
     return prompt[max(seen, default=len(prompt)) :].strip()
 
 
-def readers_of(pipeline: Any) -> list[tuple[Any, int | None]]:
+def tokenizers_of(pipeline: Any) -> list[tuple[Any, int | None]]:
     """Each tokenizer whose text encoder is there, with the tokens that its encoder is given, or None for no limit."""
     parts = pipeline.components
     found = [

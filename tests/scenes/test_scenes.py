@@ -14,7 +14,7 @@ from tulip_diffusion.scenes.dataset import (
     window_caption,
 )
 from tulip_diffusion.scenes.grammar import landmark_scene, parse_caption, write_caption
-from tulip_diffusion.scenes.guide import EXAMPLES, outside_world
+from tulip_diffusion.scenes.guide import EXAMPLES, is_outside, outside_world
 from tulip_diffusion.scenes.oracle import read_scene
 from tulip_diffusion.scenes.render import CABINETS, PLACES, Scene, Thing, random_scene, render, render_array
 from tulip_diffusion.scenes.sprites import COLOURS, KINDS
@@ -204,9 +204,12 @@ def test_sentences_in_a_persons_own_words_are_read_like_the_grammars(prompt, thi
 def test_what_names_no_thing_in_a_place_is_outside_the_world_and_gets_a_note(prompt):
     with pytest.raises(ValueError, match="says which thing"):
         parse_caption(prompt)
+    assert is_outside(prompt)
     assert "draws one world" in outside_world(prompt) and EXAMPLES[0] in outside_world(prompt)
+    assert outside_world(prompt).startswith("This prompt names nothing")
+    assert outside_world(prompt, EXAMPLES[0], prompt).startswith("2 of 3 prompts name nothing")
 
 
 def test_the_guides_own_sentences_are_understood():
-    assert not outside_world(" ".join(EXAMPLES))
+    assert not is_outside(" ".join(EXAMPLES)) and not outside_world(*EXAMPLES[:2])
     assert len(parse_caption(" ".join(EXAMPLES)).claims) == 2

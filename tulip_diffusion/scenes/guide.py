@@ -32,10 +32,19 @@ HOW = (
 HOW += f"({listed(COLOURS)}) and a thing ({listed(KINDS)})."
 
 
-def outside_world(prompt: str) -> str:
-    """What to tell somebody whose prompt names nothing that the shipped family can draw; "" for all other prompts."""
+def is_outside(prompt: str) -> bool:
+    """Whether `prompt` names nothing that the shipped family can draw."""
     try:
         parse_caption(prompt)
     except ValueError:
-        return f"This prompt names nothing that the small family can draw. {WORLD} {HOW}"
-    return ""
+        return True
+    return False
+
+
+def outside_world(*prompts: str) -> str:
+    """What to tell somebody of whose prompts some are outside the shipped family's world; "" if none is."""
+    outside = sum(map(is_outside, prompts))
+    if not outside:
+        return ""
+    which = "This prompt names" if len(prompts) == 1 else f"{outside} of {len(prompts)} prompts name"
+    return f"{which} nothing that the small family can draw. {WORLD} {HOW}"

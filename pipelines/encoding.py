@@ -7,8 +7,10 @@ same token.
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import align_module_device
@@ -20,6 +22,9 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from ..models.positions import stretch_position_embeddings, stretched_length, table_length
 from ..prompt_tokens import TokenizedPrompt
 from ..windows import split_windows
+
+# One lock for each encoder with a table, which no thread may read while another has put a stretched one in its place.
+_tables: WeakKeyDictionary[PreTrainedModel, threading.Lock] = WeakKeyDictionary()
 
 
 def context_length(encoder: PreTrainedModel, overflow: str) -> int | None:
@@ -77,10 +82,20 @@ def encode(encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTas
     """Read `task`'s prompts in one forward pass (two where only some of them need stretched positions).
 
     Returns states (prompts, longest length, width), weighted, zero beyond each prompt's length, and pooled vectors
-    (prompts, projection width) where the encoder has them.
+    (prompts, projection width) where the encoder has them. An encoder with a table reads for one thread at a time.
     """
     table = table_length(encoder)
-    if table is None or task.overflow != "stretch":
+    if table is None:
+        return _encode(encoder, tokenizer, task, table)
+    with _tables.setdefault(encoder, threading.Lock()):
+        return _encode_by_table(encoder, tokenizer, task, table)
+
+
+def _encode_by_table(
+    encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTask, table: int
+) -> tuple[Tensor, Tensor | None]:
+    """[`encode`] for an encoder of `table` positions, whose lock is held."""
+    if task.overflow != "stretch":
         return _encode(encoder, tokenizer, task, table)
     too_long = [max(map(len, windows)) + 2 > table for windows in task.windows(None)]
     if not any(too_long):

@@ -180,6 +180,51 @@ def test_lab_black_and_white_and_ycbcr_are_seen_in_their_colours():
     assert near(pixels(saved(Image.new("RGB", (8, 8), RED).convert("YCbCr"), "JPEG"))[4][4], RED, 3)
 
 
+def swapped() -> bytes:
+    """An ICC profile whose red is sRGB's blue, and the other way round."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"_").replace(b"bXYZ", b"rXYZ").replace(b"_", b"bXYZ")
+
+
+def linear_grey() -> bytes:
+    """The smallest ICC profile of a grey whose samples are light itself: a white point and a straight curve."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
+    table = struct.pack(">I", 2) + b"wtpt" + struct.pack(">2I", 156, 20) + b"kTRC" + struct.pack(">2I", 176, 12)
+    header = struct.pack(">I4xI4s4s4s12x4s", 188, 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp").ljust(68, b"\0")
+    return (header + white[8:]).ljust(128, b"\0") + table + white + curve
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_are_those_that_the_embedded_profile_means(format):
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(format, {})
+    image = Image.new("RGB", (8, 8), (200, 40, 90))
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(swapped()))
+    expected = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"))
+    seen = open_image(saved(image, format, icc_profile=swapped(), **options))
+    assert near(np.asarray(seen).tolist(), np.asarray(expected).tolist(), 2)
+    assert near(pixels(seen)[4][4], (90, 40, 200), 2)  # and seen again it is the same
+    assert np.array_equal(as_seen(seen), seen)
+
+
+def test_profiles_go_with_transparent_indexed_and_grey_pictures():
+    clear = two("RGBA", (*RED, 255), (0, 0, 0, 0))
+    assert near(pixels(saved(clear, "PNG", icc_profile=swapped()))[0], [BLUE, WHITE])
+    assert near(pixels(saved(two("RGB", RED, BLUE).quantize(2), "PNG", icc_profile=swapped()))[0], [BLUE, RED])
+    for grey in (two("L", 0, 55), two("LA", (0, 255), (55, 255)), two("I;16", 0, 55 * 257)):
+        assert near(pixels(saved(grey, "PNG", icc_profile=linear_grey()))[0], [[0] * 3, [128] * 3])
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [("RGB", b"broken"), ("RGB", linear_grey()), ("L", swapped()), ("CMYK", swapped())],
+    ids=["broken", "a grey one", "of RGB, in a grey picture", "of RGB, for print"],
+)
+def test_a_profile_that_does_not_fit_counts_for_nothing(mode, profile):
+    image = Image.new("RGB", (8, 8), RED).convert(mode)
+    assert pixels(saved(image, "TIFF", icc_profile=profile)) == pixels(saved(image, "TIFF"))
+
+
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_the_first_frame_is_what_counts(format):
     first, second = Image.new("RGB", (2, 2), RED), Image.new("RGB", (2, 2), BLUE)

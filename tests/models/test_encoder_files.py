@@ -226,11 +226,16 @@ def test_the_image_tower_and_temperature_that_training_left_in_a_folder(whole, t
     assert again.text_encoder.config.model_type == "tulip_text_model"
 
 
-def test_rope_sets_the_rotation_of_a_tulip_folder_and_means_nothing_to_a_clip(clip, tmp_path):
+def test_rope_sets_the_rotation_of_a_tulip_folder_and_is_refused_where_there_is_none(clip, tmp_path):
     from_clip(clip).save_pretrained(tmp_path / "tulip")
     clip.save_pretrained(tmp_path / "clip")
     assert load_text_encoder(tmp_path / "tulip", rope="paper").config.rope_parameters["rope_type"] == "ntk"
-    assert torch.equal(embeds(load_text_encoder(tmp_path / "clip", rope="paper")), embeds(clip))
+    from_clip(clip, position_encoding="cope").save_pretrained(tmp_path / "cope")
+    for name in ("clip", "cope"):
+        with pytest.raises(
+            ValueError, match=f"rope='paper' is the rotation of a TULIP encoder, and .*{name} has none"
+        ):
+            load_text_encoder(tmp_path / name, rope="paper")
 
 
 def test_positions_that_older_files_hold_as_a_buffer_are_not_unexpected(clip):

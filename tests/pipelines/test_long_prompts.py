@@ -270,6 +270,23 @@ def test_threads_that_share_a_unet_each_have_their_own_masks_and_scale(pipe):
     assert "forward" not in pipe.unet.__dict__ and not attention.WRAPPED
 
 
+def test_threads_that_share_an_encoder_do_not_read_anothers_stretched_table(pipe):
+    table = pipe.text_encoder_2.text_model.embeddings.position_embedding
+
+    def read(overflow):
+        own = StableDiffusionXLTulipPipeline(**pipe.components)
+        own.set_conditioning(overflow=overflow)
+        return [own.encode_prompt(words(120))[0] for _ in range(10)]
+
+    overflows = ["stretch", "windows", "truncate"] * 2
+    expected = [read(overflow) for overflow in overflows]
+    with ThreadPoolExecutor(len(overflows)) as pool:
+        found = list(pool.map(read, overflows))
+    for states, alone in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.stack(states), torch.stack(alone), atol=1e-5, rtol=0)
+    assert pipe.text_encoder_2.text_model.embeddings.position_embedding is table
+
+
 def row_everywhere(value, row: int, batch: int):
     """`value` with every entry of a batch's tensors replaced by that of `row`."""
     if isinstance(value, dict):

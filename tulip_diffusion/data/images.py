@@ -1,15 +1,16 @@
-"""Pictures as people see them: upright, on white where they are transparent, and in eight bits of RGB."""
+"""Pictures as people see them: upright, on white where they are transparent, and in eight bits of sRGB."""
 
 import io
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 FULL_16_BIT = 65535
 SAMPLES = {"L;2": 85, "L;4": 17}  # what a grey sample of 2 or 4 bits is multiplied by to fill 8
+SPACES = {"1": "GRAY", "L": "GRAY", "LA": "GRAY", "La": "GRAY", "CMYK": "CMYK"}  # of ICC profiles; else RGB
 GREY_FORMATS = ("PNG", "PPM")  # their mode "I" holds 16 bits
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
@@ -33,7 +34,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def open_image(source: str | Path | bytes | BinaryIO | Image.Image) -> Image.Image:
-    """The picture in a file, in its bytes or in a Pillow image, in RGB as [`as_seen`] makes it.
+    """The picture in a file, in its bytes or in a Pillow image, in sRGB as [`as_seen`] makes it.
 
     Raises:
         ValueError: it cannot be read as a picture, is cut off, or has more pixels than Pillow holds to be safe.
@@ -51,13 +52,15 @@ def open_image(source: str | Path | bytes | BinaryIO | Image.Image) -> Image.Ima
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """`image` in RGB, its first frame where it has several.
+    """`image` in sRGB, its first frame where it has several.
 
-    It is turned as its EXIF orientation says and laid on white where it is transparent. Samples of 16 bits are scaled
-    from 0–65535 (or what the file says they have), floats from 0–1, 0–255 or else from their own range.
+    It is turned as its EXIF orientation says, laid on white where it is transparent, and in the colours that its ICC
+    profile means, where it has one. Samples of 16 bits are scaled from 0–65535 (or what the file says they have),
+    floats from 0–1, 0–255 or else from their own range.
     """
     scale = SAMPLES.get(raw_mode(image), 1)
     image.load()
+    profile = image.info.get("icc_profile")
     image = upright(image)
     if image.mode.startswith(("I", "F")):
         image = eight_bits(image)
@@ -66,9 +69,9 @@ def as_seen(image: Image.Image) -> Image.Image:
         image.info["transparency"] = min(255, transparent * scale)
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
         image.info["transparency"] = tuple(sample >> 8 for sample in transparent)  # as Pillow reads 16-bit pixels
-    if image.has_transparency_data:
-        return on_background(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    space = SPACES.get(image.mode, "RGB")
+    seen = on_background(image) if image.has_transparency_data else image
+    return in_srgb(seen, profile, space)
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -121,3 +124,23 @@ def on_background(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image).convert("RGB")
+
+
+def in_srgb(image: Image.Image, embedded: bytes | None, space: str) -> Image.Image:
+    """`image` in RGB, its colours as the `embedded` ICC profile means them; it then says nothing of that profile.
+
+    A profile that is broken, or for another `space` of colours than the picture was stored in, counts for nothing, as
+    for browsers.
+    """
+    if embedded:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
+            if profile.profile.xcolor_space.strip() == space:
+                stored = image.convert({"GRAY": "L"}.get(space, space))
+                meant = ImageCms.profileToProfile(stored, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert meant is not None  # since it is not done in place
+                meant.info.pop("icc_profile")  # sRGB's, which would be applied once more
+                return meant
+        except (OSError, ImageCms.PyCMSError):
+            pass
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -71,7 +71,8 @@ def load_text_encoder(
         subfolder: which encoder of a pipeline's folder or of a file with several: "text_encoder" (the default there)
             or "text_encoder_2".
         rope: what TULIP's files forgot to store: "released" (the default) is theta 10,000, as the official evaluation
-            rebuilds it, "paper" is NTK scaling from 77 to 248 tokens. Anything else goes into `rope_parameters`.
+            rebuilds it, "paper" is NTK scaling from 77 to 248 tokens. Anything else goes into `rope_parameters`. In a
+            folder it takes the place of what config.json says.
         dtype: of the returned weights.
         **config: any [`TulipTextConfig`] field, where the file does not say it or says it wrong, such as
             `num_attention_heads` (default: width / 64), `hidden_act` (TULIP: exact GELU, as released) or
@@ -84,7 +85,8 @@ def load_text_encoder(
     Raises:
         FileNotFoundError: `source` is a path that does not exist, or a folder without a model.
         ValueError: the file is damaged, of no known layout, needs more than tensors to unpickle, does not say its
-            activation, or a key is missing, unexpected, or of the wrong shape.
+            activation, or a key is missing, unexpected, or of the wrong shape; `rope` is given for an encoder that
+            has no rotation.
         OSError: a Hub id that cannot be fetched.
     """
     checkpoint = open_checkpoint(source, subfolder)
@@ -205,7 +207,12 @@ def _text_encoder(
 ) -> TextEncoder:
     if not towers.text:
         raise ValueError(f"{checkpoint.name} has no text tower.")
-    if rope is not None and "position_encoding" in towers.text_config:
+    if rope is not None:
+        if towers.text_config.get("position_encoding") != "rope":
+            raise ValueError(
+                f"rope={rope!r} is the rotation of a TULIP encoder, and {checkpoint.name} has none: its positions are "
+                "in its weights. Leave rope out."
+            )
         config = {"rope_parameters": rope_parameters(rope), **config}
     told = {**checkpoint.said.get("text", {}), **config}
     fields = _override(_text_config(checkpoint, towers, told), told)

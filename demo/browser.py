@@ -17,11 +17,13 @@ REMEMBER = f"""(...given) => {{
   history.replaceState(null, '', '#' + new URLSearchParams(pairs.filter(([name, value]) => value !== '')));
 }}"""
 
+# What the address does not hold stays as it is, and so does everything once somebody types: the page starts empty.
 RECALL = f"""(...given) => {{
-  const names = {json.dumps(NAMES)}, kept = new URLSearchParams(location.hash.slice(1));
+  const names = {json.dumps(NAMES)}, kept = new URLSearchParams(location.hash.slice(1)), same = {{__type__: 'update'}};
+  const typed = document.querySelector('#prompt textarea').value !== '';
   return given.map((value, index) => {{
     const text = kept.get(names[index]);
-    if (text === null) return value;
+    if (typed || text === null) return same;
     if (typeof value === 'boolean') return text === 'true';
     return typeof value === 'number' ? (Number.isFinite(Number(text)) ? Number(text) : value) : text;
   }});

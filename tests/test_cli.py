@@ -189,7 +189,7 @@ def test_help_shows_each_option_once_with_its_default_and_an_example(capsys):
 
 @pytest.mark.parametrize("flag", ["--batch-size", "--batch_size"])
 def test_options_may_be_written_with_underscores(flag):
-    line = ["train", "distill", "--output_dir", "a_b", flag, "3", "--data=my_file.json"]
+    line = ["train", "distill", "--teacher=a/b", "--output_dir", "a_b", flag, "3", "--data=my_file.json"]
     options = build_parser().parse_args(line)
     assert (options.batch_size, options.output_dir, options.data) == (3, "a_b", "my_file.json")
 

@@ -98,8 +98,8 @@ REFUSED = {
     # train
     "no stage": (["train"], "STAGE"),
     "no folder for the encoder": (["train", "distill"], "--output-dir"),
-    "no teacher": (["train", "distill", "--output-dir", "out"], "needs --teacher"),
-    "no captions": (["train", "expand", "--output-dir", "out", "--teacher", "a/b"], "needs --data"),
+    "no teacher": (["train", "distill", "--output-dir", "out"], "required: --teacher, --data"),
+    "no captions": (["train", "expand", "--output-dir", "out", "--teacher", "a/b"], "required: --data"),
     "a teacher that is not there": (["train", "distill", *TRAIN], "--teacher must be a file or a folder that exists"),
     "a folder that is a file": (
         ["train", "distill", *TRAIN, "--teacher", "a/b", "--output-dir", "latin.txt"],

@@ -82,7 +82,6 @@ def start(stage: str, arguments: Any, sources: Sources) -> None:
 
     hide_loading_bars()
     check_paths(stage, arguments, sources)
-    assert sources.teacher and sources.data  # or they have just been refused
     data = load.captions(sources, with_images=stage != "distill")
     tokenizer = load.tokenizer(sources.tokenizer, arguments)
     student = load.student(sources.student)

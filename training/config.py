@@ -58,18 +58,20 @@ def option(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Sources:
     """Where a stage's models and captions come from."""
 
-    teacher: str | None = option(None, "CLIP model to learn from: a folder, a file or a Hub id. Required.")
+    teacher: str = field(metadata={"help": "CLIP model to learn from: a folder, a file or a Hub id."})
     hidden_act: Literal["gelu", "quick_gelu"] | None = option(
         None, "Activation of a teacher file that does not say it; OpenAI's weights have quick_gelu."
     )
     student: str | None = option(None, "Text encoder to go on from, for instance stage 1's output folder.")
-    data: str | None = option(
-        None,
-        "Captions: a .json, .jsonl, .csv, .tsv, .txt, .tar or .parquet file, a folder, a Hub id; URLs with --stream.",
+    data: str = field(
+        metadata={
+            "help": "Captions: a .json, .jsonl, .csv, .tsv, .txt, .tar or .parquet file, a folder, a Hub id; "
+            "URLs with --stream."
+        }
     )
     data_format: Literal["auto", "sharegpt4v", "json", "csv", "jsonl", "txt", "webdataset", "folder", "datasets"] = (
         option("auto", "How --data is written; auto goes by its name.")

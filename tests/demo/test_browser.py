@@ -43,7 +43,6 @@ def visit(chromium, url):
         page.goto(url, wait_until="domcontentloaded")
         page.locator("#prompt textarea").wait_for()
         page.wait_for_function("document.querySelector('#bar .tokens')")
-        page.wait_for_timeout(500)  # the page first puts back what its address holds, and would undo quicker typing
         pages.append(page)
         return page
 
@@ -158,6 +157,19 @@ def test_the_address_holds_the_prompt_and_the_settings_and_brings_them_back(visi
     again.wait_for_function("document.querySelector('#prompt textarea')?.value.includes('100 %')")
     again.locator("#draw").click()
     again.get_by_text("from seed 41").wait_for(timeout=60_000)
+
+
+@pytest.mark.parametrize("held", ["", "#prompt=kept&steps=2"])
+def test_nothing_typed_is_lost_while_the_page_reads_its_address(chromium, url, held):
+    page = chromium.new_page()
+    page.goto(url + held, wait_until="domcontentloaded")
+    prompt = page.locator("#prompt textarea")
+    for letter in "typed at once":
+        prompt.press_sequentially(letter)
+    page.wait_for_function("document.querySelector('#bar .tokens')")
+    page.wait_for_timeout(1000)
+    assert prompt.input_value().endswith("typed at once")  # behind what was kept, where that came first
+    page.close()
 
 
 def test_stopping_at_any_moment_double_clicks_and_a_reload_in_a_run_are_quiet(visit):

@@ -150,9 +150,10 @@ def test_all_runs_what_is_not_there_yet_and_reports_everything(parsers, family, 
     options.run(options)
     assert len(ran) == len(plan.evaluations("quick", ["clip"])) and ("retrieval", 62) in ran
     assert (tmp_path / "report.html").exists()
-    assert re.match(
-        r"quick: 14 evaluations\. Drawing is [\d,]+ denoising steps, about \d+ minutes", capsys.readouterr().out
+    announced = (
+        r"quick: 14 evaluations, about \d+ minutes here: [\d,]+ denoising steps, and texts and pictures to read"
     )
+    assert re.match(announced, capsys.readouterr().out)
     shutil.rmtree(tmp_path / "reading")
     ran.clear()
     options.run(options)

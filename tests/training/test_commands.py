@@ -8,6 +8,8 @@ from tulip_diffusion.training.commands import STAGES, main, register
 
 from .conftest import make_caption
 
+GIVEN = ("--teacher", "a/b", "--data", "captions.jsonl", "--output-dir", "x")  # what every stage asks for
+
 
 def parse(*arguments):
     parser = argparse.ArgumentParser()
@@ -30,16 +32,17 @@ def test_every_stage_explains_all_its_flags(stage, capsys):
 
 
 def test_flags_become_the_stages_arguments():
-    namespace = parse("distill", "--output-dir", "x", "--objective", "paper", "--no-freeze-token-embedding")
+    namespace = parse("distill", *GIVEN, "--objective", "paper", "--no-freeze-token-embedding")
     assert namespace.objective == "paper" and not namespace.freeze_token_embedding and namespace.batch_size == 640
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill", "--output-dir", "x"], "needs --teacher"),
-        (["distill", "--output-dir", "x", "--teacher", "y"], "needs --data"),
-        (["expand", "--output-dir", "x", "--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
+        (["distill", "--output-dir", "x"], "required: --teacher, --data"),
+        (["distill", "--output-dir", "x", "--teacher", "y"], "required: --data"),
+        (["distill", "--output-dir", "x", "--teacher", "a/b", "--data", ""], "needs --data"),
+        (["expand", *GIVEN, "--batch-size", "0"], "batch_size must be a whole number, 1 or more"),
         (["distill", "--output-dir", "x", "--teacher", "a/b", "--data", "/none.jsonl"], "no caption data"),
     ],
 )

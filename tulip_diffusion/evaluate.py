@@ -58,21 +58,21 @@ def fill(parser: argparse.ArgumentParser, name: str) -> None:
 
     def run(options: argparse.Namespace) -> None:
         from .evaluation.options import PEERS
+
+        encoders = options.encoders if name in OF_THE_FAMILY else ()
+        peers = [encoder for encoder in encoders if name == "generation" and encoder in PEERS]
+        for encoder in encoders:
+            if encoder not in peers:
+                checked(encoder, options.assets)
+
         from .evaluation.plots import check_installed
-
-        if name in OF_THE_FAMILY:
-            for encoder in options.encoders:
-                if name == "generation" and encoder in PEERS:
-                    check_installed(encoder, extra="bench")
-                else:
-                    checked(encoder, options.assets)
-
         from .evaluation.processes import is_first, silent_unless_first
         from .evaluation.provenance import write_provenance
         from .progress import hide_loading_bars
         from .provenance import commit
 
         hide_loading_bars()
+        check_installed(*peers, extra="bench")
         check_installed("matplotlib")
         commit()  # of the code that runs, whatever is committed meanwhile
         start = time.perf_counter()

@@ -207,6 +207,12 @@ def test_colours_are_those_that_the_embedded_profile_means(format):
     assert np.array_equal(as_seen(seen), seen)
 
 
+def test_srgbs_own_profile_changes_nothing():
+    colours = Image.effect_noise((64, 64), 90).convert("RGB")
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert pixels(saved(colours, "PNG", icc_profile=own)) == np.asarray(colours).tolist()
+
+
 def test_profiles_go_with_transparent_indexed_and_grey_pictures():
     clear = two("RGBA", (*RED, 255), (0, 0, 0, 0))
     assert near(pixels(saved(clear, "PNG", icc_profile=swapped()))[0], [BLUE, WHITE])

@@ -1,5 +1,6 @@
 """Pictures as people see them: upright, on white where they are transparent, and in eight bits of sRGB."""
 
+import functools
 import io
 from pathlib import Path
 from typing import BinaryIO
@@ -135,12 +136,28 @@ def in_srgb(image: Image.Image, embedded: bytes | None, space: str) -> Image.Ima
     if embedded:
         try:
             profile = ImageCms.ImageCmsProfile(io.BytesIO(embedded))
-            if profile.profile.xcolor_space.strip() == space:
-                stored = image.convert({"GRAY": "L"}.get(space, space))
-                meant = ImageCms.profileToProfile(stored, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert meant is not None  # since it is not done in place
-                meant.info.pop("icc_profile")  # sRGB's, which would be applied once more
-                return meant
+            if profile.profile.xcolor_space.strip() == space and not (space == "RGB" and means_srgb(embedded)):
+                return converted(image.convert({"GRAY": "L"}.get(space, space)), profile)
         except (OSError, ImageCms.PyCMSError):
             pass
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=64)
+def means_srgb(embedded: bytes) -> bool:
+    """Whether an ICC profile for RGB leaves colours as they are, as sRGB's own does, which most pictures bring along.
+
+    A cube of colours tells, since converting a picture takes far longer than opening it.
+    """
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(27, 27, 3)
+    seen = np.asarray(converted(Image.fromarray(cube), ImageCms.ImageCmsProfile(io.BytesIO(embedded))))
+    return bool(np.abs(seen.astype(int) - cube).max() <= 1)
+
+
+def converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """`image` from the colours of `profile` to sRGB."""
+    seen = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert seen is not None  # since it is not done in place
+    seen.info.pop("icc_profile")  # sRGB's, which would be applied once more
+    return seen

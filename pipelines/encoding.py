@@ -8,6 +8,7 @@ same token.
 import contextlib
 import dataclasses
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -79,7 +80,10 @@ class EncodingTask:
 
 
 def encode(encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTask) -> tuple[Tensor, Tensor | None]:
-    """Read `task`'s prompts in one forward pass (two where only some of them need stretched positions).
+    """Read `task`'s prompts: with a table of positions in one forward pass, two where only some need stretched ones.
+
+    Without a table each length is a pass of its own: no token is computed that is not there, and no mask of tokens by
+    tokens keeps attention from its fastest kernels.
 
     Returns states (prompts, longest length, width), weighted, zero beyond each prompt's length, and pooled vectors
     (prompts, projection width) where the encoder has them. An encoder with a table reads for one thread at a time.
@@ -119,11 +123,11 @@ def _encode(
     """[`encode`] for an encoder of `table` positions, None for any number."""
     width = task.total if table is None else min(table, task.total)
     windows = task.windows(None if table is None else width - 2)
-    output = _forward(encoder, tokenizer, task, windows, width)
+    hidden, vectors = _forward(encoder, tokenizer, task, windows, width)
 
     counts = [len(of_prompt) for of_prompt in windows]
     layer_of = [layer for layer, count in zip(task.layers, counts, strict=True) for _ in range(count)]
-    states = torch.stack([output.hidden_states[layer][row] for row, layer in enumerate(layer_of)])
+    states = torch.stack([hidden[layer][row] for row, layer in enumerate(layer_of)])
     states = torch.stack(
         [
             rows.flatten(0, 1)[_positions([len(window) for window in of_prompt], width, task.total)]
@@ -131,29 +135,47 @@ def _encode(
         ]
     )
     states = states * _weights(task).to(states)[..., None]
-    vectors = getattr(output, "text_embeds", None)
     if vectors is not None:
         vectors = torch.stack([_pool(rows, task.pooled) for rows in vectors.split(counts)])
     return states, vectors
 
 
-def _forward(encoder, tokenizer: CLIPTokenizer, task: EncodingTask, windows: list[list[range]], width: int):
-    """Run `encoder` on all windows, each between BOS and EOS and padded to `width`."""
+def _forward(
+    encoder: PreTrainedModel, tokenizer: CLIPTokenizer, task: EncodingTask, windows: list[list[range]], width: int
+) -> tuple[dict[int, Tensor], Tensor | None]:
+    """Run `encoder` on all windows, each between BOS and EOS and padded to its length.
+
+    Returns the states of `task`'s layers, (windows, `width`, hidden size), zero beyond a window's length, and what
+    the encoder pools, (windows, projection width), or None.
+    """
     device = get_module_execution_device(encoder)
     count = sum(len(of_prompt) for of_prompt in windows)
     ids = torch.full((count, width), tokenizer.pad_token_id)
-    lengths: list[int] = []  # of each window, with the pads that the UNet is shown
+    rows_of: dict[int, list[int]] = defaultdict(list)  # by length, the pads that the UNet is shown included
+    row, table, inputs = 0, table_length(encoder), {}
     for prompt, length, of_prompt in zip(task.prompts, task.lengths, windows, strict=True):
         for window in of_prompt:
             own = [tokenizer.bos_token_id, *prompt.ids[window.start : window.stop], tokenizer.eos_token_id]
-            ids[len(lengths), : len(own)] = torch.tensor(own)
-            lengths.append(length - len(prompt.ids) + len(window))
-    table, inputs = table_length(encoder), {}
-    if table is None and min(lengths) < width:  # NTK scaling goes by a text's own length
-        inputs["attention_mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None]).long().to(device)
-    elif table is not None and width > table:  # stretched
+            ids[row, : len(own)] = torch.tensor(own)
+            rows_of[width if table is not None else length - len(prompt.ids) + len(window)].append(row)
+            row += 1
+    if table is not None and width > table:  # stretched
         inputs["position_ids"] = torch.arange(width, device=device)[None]
-    return encoder(ids.to(device), output_hidden_states=True, **inputs)
+    ids = ids.to(device)
+    order = [row for rows in rows_of.values() for row in rows]
+    back = torch.tensor(order).argsort().to(device)
+    outputs = [encoder(ids[rows, :length], output_hidden_states=True, **inputs) for length, rows in rows_of.items()]
+    hidden = {
+        layer: torch.cat([_filled(output.hidden_states[layer], width) for output in outputs])[back]
+        for layer in set(task.layers)
+    }
+    pooled = [vectors for output in outputs if (vectors := getattr(output, "text_embeds", None)) is not None]
+    return hidden, torch.cat(pooled)[back] if pooled else None
+
+
+def _filled(states: Tensor, width: int) -> Tensor:
+    """`states` (windows, tokens, hidden size) with zeros up to `width` tokens."""
+    return nn.functional.pad(states, (0, 0, 0, width - states.shape[1]))
 
 
 def _positions(windows: list[int], width: int, total: int) -> list[int]:

@@ -1,7 +1,7 @@
 """What long prompts cost: the time of one denoising step at 77 tokens and at more, as our pipelines take it.
 
     python -m tests.benchmarks.bench_pipelines [--runs 20] [--full-size] [--picture 512] [--tokens 77 248 1000]
-        [--out outputs/bench_pipelines.json]
+        [--unmasked] [--out outputs/bench_pipelines.json]
 
 A step is one UNet pass on a prompt and its negative. `--full-size` is SDXL's own UNet with random weights: in float16
 on a GPU, in float32 elsewhere, which takes 10.3 GB; without it a narrow UNet of the same build runs anywhere.
@@ -37,12 +37,12 @@ LATENT = 8  # pixels a side of a latent
 TOKENS = (77, 154, 248, 500, 1000)
 
 
-def prompts(counts: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """By name the tokens of a prompt, and those of the tensor that holds it."""
+def prompts(counts: Iterable[int], masked: bool) -> dict[str, tuple[int, int]]:
+    """By name the tokens of a prompt, and those of the tensor that holds it; also masked ones if `masked`."""
     found = {}
     for tokens in counts:
         found[f"{tokens:,} tokens"] = tokens, tokens
-        if bucket := -tokens % CLIP_LENGTH:
+        if masked and (bucket := -tokens % CLIP_LENGTH):
             found[f"{tokens:,} tokens, masked to {tokens + bucket:,}"] = tokens, tokens + bucket
     return found
 
@@ -52,14 +52,16 @@ def step(unet: UNet2DConditionModel, latents: torch.Tensor, states: torch.Tensor
     unet(latents, 500, encoder_hidden_states=states, added_cond_kwargs=conditions, return_dict=False)
 
 
-def compare(unet: UNet2DConditionModel, side: int, counts: list[int], runs: int) -> dict[str, dict[str, float]]:
+def compare(
+    unet: UNet2DConditionModel, side: int, counts: list[int], masked: bool, runs: int
+) -> dict[str, dict[str, float]]:
     """Steps of a picture of `side` latents a side, by [`prompts`] of `counts` tokens, the first being 1."""
     width = unet.config.cross_attention_dim
     place = {"device": unet.device, "dtype": unet.dtype}
     latents = torch.randn(2, 4, side, side, **place)
     conditions = {"text_embeds": torch.randn(2, POOLED, **place), "time_ids": torch.ones(2, 6, **place)}
     steps = {}
-    for name, (tokens, length) in prompts(counts).items():
+    for name, (tokens, length) in prompts(counts, masked).items():
         states = torch.randn(2, length, width, **place)
         states[:, tokens:] = 0
         steps[name] = partial(step, unet, latents, states, conditions)
@@ -80,6 +82,7 @@ def main() -> None:
     parser.add_argument("--full-size", action="store_true", help="SDXL's own UNet")
     parser.add_argument("--picture", type=int, help="pixels a side; default: 1024, the narrow UNet's 256")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="lengths, the shortest first")
+    parser.add_argument("--unmasked", action="store_true", help="only lengths without pads and mask")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the UNet first")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_pipelines.json"))
@@ -94,7 +97,7 @@ def main() -> None:
     if options.compile:
         unet.compile()
     side = options.picture // LATENT if options.picture else unet.config.sample_size
-    figures = compare(unet, side, options.tokens, options.runs)
+    figures = compare(unet, side, options.tokens, not options.unmasked, options.runs)
     for name, row in figures.items():
         print(f"{name:28}", "  ".join(f"{key} {value}" for key, value in row.items()))
     size = {"size": "SDXL" if options.full_size else "narrow", "picture": side * LATENT, "runs": options.runs}

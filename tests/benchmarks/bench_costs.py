@@ -137,13 +137,15 @@ def exponents(rows: list[dict]) -> dict[str, dict[str, float | None]]:
 
 
 def plot(results: dict[str, list[dict]], out: Path) -> None:
-    """Time and memory of one text over its tokens, each against that of 77; in few colours, for a small file."""
+    """Time of one text against the shortest's, and its memory, over its tokens; in few colours, for a small file."""
     with figure(out, columns=2, size=(4.6, 3.4)) as ((left, right),):
-        for axes, of, label in ((left, "seconds", "time"), (right, "peak MiB", "peak memory")):
-            for kind, rows in results.items():
-                part = [row for row in rows if row["batch"] == 1]
-                curve(axes, [row["tokens"] for row in part], [row[of] / part[0][of] for row in part], kind)
-            axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=f"{label}, shortest = 1")
+        for kind, rows in results.items():
+            part = [row for row in rows if row["batch"] == 1]
+            tokens = [row["tokens"] for row in part]
+            curve(left, tokens, [row["seconds"] / part[0]["seconds"] for row in part], kind)
+            curve(right, tokens, [row["peak MiB"] for row in part], kind)
+        left.set(xscale="log", yscale="log", xlabel="tokens", ylabel="time, shortest = 1")
+        right.set(xscale="log", yscale="log", xlabel="tokens", ylabel="peak memory, MiB")
         legend(right)
     Image.open(out).convert("RGB").quantize(32).save(out, optimize=True)
 

@@ -93,10 +93,10 @@ def main() -> None:
     result = {
         **{"picture": options.picture, "tokens": options.tokens, "steps": options.steps, "dtype": name},
         "weights": weights,
-        "seconds": {part: round(value, 2) for part, value in seconds.items()},
+        "wall seconds": {part: round(value, 2) for part, value in seconds.items()},
         "peak GiB": round(peak, 2),
     }
-    print(result["weights"], result["seconds"], f"peak {peak:.1f} GiB")
+    print(result["weights"], result["wall seconds"], f"peak {peak:.1f} GiB")
     write(result, options.out)
 
 

@@ -136,6 +136,21 @@ def test_the_teacher_is_never_asked_about_a_reference_that_it_cannot_follow():
         assert covered >= fitting
 
 
+def test_captions_that_are_not_plain_are_asked_for_what_refers_alone():
+    tokenizer = build_tokenizer(max_length=1000)
+    cutters = [ReferenceCutter(tokenizer, length=520, sub_captions="none", plain=plain) for plain in (1.0, 0.0)]
+    for seed in range(4):
+        caption = reference_caption(np.random.default_rng(seed))
+        needed = needed_sentences(caption)
+        starts = tokenize_sentences(caption.text, tokenizer, 518).starts
+        plain, referring = (
+            {starts.index(piece.place) for sub in cutter(caption.text, seed).sub_captions for piece in sub.pieces}
+            for cutter in cutters
+        )
+        near = cutters[0].near_sentences(tokenize_sentences(caption.text, tokenizer, 518))
+        assert referring == {i for i in plain if i < near or needed[i] > {i}} < plain
+
+
 def squeeze(text: str) -> str:
     return "".join(text.lower().split())
 

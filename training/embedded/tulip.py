@@ -8,6 +8,7 @@ student would learn from a teacher that cannot know the answer.
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -46,7 +47,16 @@ def needed_sentences(caption: Caption) -> list[set[int]]:
 
 
 class ReferenceCutter(CaptionCutter):
-    """Cuts captions of the world so that what the teacher is asked for is in what it reads."""
+    """Cuts captions of the world so that what the teacher is asked for is in what it reads.
+
+    Args:
+        plain: share of the captions of which all far sentences are asked for; of the others only those that refer,
+            which are few and are learned more slowly than anything else.
+    """
+
+    def __init__(self, *arguments: Any, plain: float = 1.0, **options: Any):
+        super().__init__(*arguments, **options)
+        self.plain = plain
 
     def cut_far(self, caption: str, tokenized: TokenizedCaption, generator: random.Random) -> list[SubCaption]:
         """As [`CaptionCutter.cut_far`], with all sentences that a matched one refers to in its sub-caption."""
@@ -54,8 +64,11 @@ class ReferenceCutter(CaptionCutter):
         if near == count:
             return []  # the teacher can read all of it
         needed = needed_sentences(parse_caption(caption))
+        far = generator.sample(range(near, count), count - near)
+        if generator.random() >= self.plain:
+            far = [sentence for sentence in far if needed[sentence] > {sentence}]
         groups: list[set[int]] = [set()]
-        for sentence in generator.sample(range(near, count), count - near):
+        for sentence in far:
             if self.fits(tokenized, groups[-1] | needed[sentence]):
                 groups[-1] |= needed[sentence]
             elif self.fits(tokenized, needed[sentence]):
@@ -63,7 +76,7 @@ class ReferenceCutter(CaptionCutter):
         prefix = list(range(near))
         cuts = [self.sub_caption(tokenized, prefix, prefix)]
         for group in filter(None, groups):
-            matched = [sentence for sentence in group if sentence >= near and needed[sentence] <= group]
+            matched = [sentence for sentence in group if sentence in far and needed[sentence] <= group]
             cuts.append(self.sub_caption(tokenized, sorted(group), matched))
         return cuts
 
@@ -73,7 +86,9 @@ class ReferenceCutter(CaptionCutter):
 
 
 class ReferenceDistillation(Distillation):
-    """Stage 1 with a [`ReferenceCutter`]."""
+    """Stage 1 with a [`ReferenceCutter`], whose `plain` is an attribute."""
+
+    plain = 1.0
 
     def build_cutter(self) -> CaptionCutter:
         """Cuts as [`ReferenceCutter`] does."""
@@ -87,6 +102,7 @@ class ReferenceDistillation(Distillation):
             "none",
             seed=self.arguments.seed,
             position_gaps=self.arguments.position_gaps,
+            plain=self.plain,
         )
 
 
@@ -105,6 +121,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--attn", choices=("eager", "sdpa"), help="default: eager for bfloat16 on a CPU, else sdpa")
     parser.add_argument("--workers", type=int, default=0, help="processes that cut captions ahead of time")
     parser.add_argument("--position-gaps", type=int, default=0, help="positions that long texts are spread over")
+    parser.add_argument(
+        "--plain", type=float, default=1.0, help="share of captions of which more than what refers is asked for"
+    )
+    parser.add_argument("--long-pooled-weight", type=float, default=1.0, help="of long texts' pooled states")
+    parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     teacher_folder = options.folder / f"clip-{options.slot}"
@@ -119,11 +140,12 @@ def main(arguments: list[str] | None = None) -> None:
         pad="eos" if options.slot == "l" else "zero",
         freeze_token_embedding=False,
         position_gaps=options.position_gaps,
+        long_pooled_weight=options.long_pooled_weight,
         attention_scaling="none",  # `average`, the last part, switches it on
         **usual_kernels(best_device(), options.attn),
         teacher_cache="off",
         num_workers=options.workers,
-        save_every=100,
+        save_every=options.save_every,
         resume="auto",
         seed=options.seed,
     )
@@ -135,6 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
         student = new_student(teacher, settings)
         student.load_state_dict(TulipTextModelWithProjection.from_pretrained(options.student).state_dict())
     accelerator = build_accelerator(settings)
+    ReferenceDistillation.plain = options.plain
     run_stage(ReferenceDistillation(teacher, student, tokenizer, data, settings), settings, accelerator)
 
 

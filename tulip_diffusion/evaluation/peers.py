@@ -17,9 +17,9 @@ from .options import PEERS
 class CompelPipeline(StableDiffusionXLPipeline):
     """diffusers' own SDXL pipeline, its prompts encoded by compel (2.5) as its documentation says for SDXL.
 
-    Compel cuts a long prompt at sentences into windows of 77 tokens. Each prompt is encoded and drawn alone: in a
-    batch compel pads the shorter ones with windows of the empty prompt, which the UNet sees. Without a negative prompt
-    the unconditional branch is zeros, as SDXL has it.
+    Compel cuts a long prompt at sentences into windows of 77 tokens. Each prompt is encoded alone, and drawn beside
+    those of as many windows: in a batch compel pads the shorter ones with windows of the empty prompt, which the UNet
+    sees. Without a negative prompt the unconditional branch is zeros, as SDXL has it.
     """
 
     def __call__(
@@ -33,19 +33,26 @@ class CompelPipeline(StableDiffusionXLPipeline):
         from compel import CompelForSDXL
 
         encode = CompelForSDXL(self, device=self.device.type)
-        pictures = []
-        for text, noise in zip(prompt, generator, strict=True):
-            told = encode(text, negative_prompt=negative_prompt)
+        told = [encode(text, negative_prompt=negative_prompt) for text in prompt]
+        alike: dict[int, list[int]] = {}  # prompts of as many windows
+        for row, one in enumerate(told):
+            alike.setdefault(one.embeds.shape[1], []).append(row)
+        pictures: dict[int, np.ndarray] = {}
+        for rows in alike.values():
+            negative = {}
+            if negative_prompt is not None:
+                negative["negative_prompt_embeds"] = torch.cat([told[row].negative_embeds for row in rows])
+                pooled = torch.cat([told[row].negative_pooled_embeds for row in rows])
+                negative["negative_pooled_prompt_embeds"] = pooled
             drawn = super().__call__(
-                prompt_embeds=told.embeds,
-                pooled_prompt_embeds=told.pooled_embeds,
-                negative_prompt_embeds=told.negative_embeds,
-                negative_pooled_prompt_embeds=told.negative_pooled_embeds,
-                generator=noise,
+                prompt_embeds=torch.cat([told[row].embeds for row in rows]),
+                pooled_prompt_embeds=torch.cat([told[row].pooled_embeds for row in rows]),
+                **negative,
+                generator=[generator[row] for row in rows],
                 **call,
             )
-            pictures.append(drawn.images)
-        return StableDiffusionXLPipelineOutput(np.concatenate(pictures))
+            pictures |= dict(zip(rows, drawn.images, strict=True))
+        return StableDiffusionXLPipelineOutput(np.stack([pictures[row] for row in range(len(prompt))]))
 
 
 def load_peer(name: str, assets: Path) -> CompelPipeline:

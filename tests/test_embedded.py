@@ -23,7 +23,8 @@ from tulip_diffusion.evaluation.details import (
 )
 from tulip_diffusion.evaluation.prompts import prompts_of
 from tulip_diffusion.evaluation.side_by_side import BEYOND, SEEN, Panel, colour_at, make_strip
-from tulip_diffusion.models.text_encoder import from_clip
+from tulip_diffusion.models.checkpoints import load_clip
+from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection, from_clip
 from tulip_diffusion.prompt_description import word_positions
 from tulip_diffusion.scenes.dataset import SceneDataset, reference_caption
 from tulip_diffusion.scenes.grammar import parse_caption, write_caption
@@ -32,7 +33,7 @@ from tulip_diffusion.scenes.read_out import ReadOut, head_accuracies, sentence_t
 from tulip_diffusion.scenes.render import random_scene, render, render_array
 from tulip_diffusion.tokenization import load_tokenizer
 from tulip_diffusion.training.cutting import tokenize_sentences
-from tulip_diffusion.training.embedded import clip, export, unet, vae
+from tulip_diffusion.training.embedded import average, clip, export, unet, vae
 from tulip_diffusion.training.embedded.steps import train
 from tulip_diffusion.training.embedded.tokenizer import build_tokenizer
 from tulip_diffusion.training.embedded.tulip import ReferenceCutter, needed_sentences
@@ -149,6 +150,26 @@ def test_captions_that_are_not_plain_are_asked_for_what_refers_alone():
         )
         near = cutters[0].near_sentences(tokenize_sentences(caption.text, tokenizer, 518))
         assert referring == {i for i in plain if i < near or needed[i] > {i}} < plain
+
+
+def test_the_mean_of_before_and_after_holds_both_towers_and_the_temperature(family, tmp_path):
+    before, clip_folder, after = family / "tulip-g", family / "clip-g", tmp_path / "after"
+    text, image = TulipTextModelWithProjection.from_pretrained(before), export.image_tower(clip_folder)
+    for model, folder in ((text, after), (image, after / "image_encoder")):
+        for weight in model.parameters():
+            weight.data += 1.0
+        model.save_pretrained(folder)
+    build_tokenizer(max_length=77).save_pretrained(after)
+    (after / "run.json").write_text(json.dumps({"logit_scale": 2.0, "figures": {"loss": 0.1}}))
+    words = ["--share", "0.75", "--clip", str(clip_folder), "--out", str(tmp_path / "mean")]
+    average.main([str(before), str(after), *words])
+    mean, whole = load_clip(tmp_path / "mean"), CLIPModel.from_pretrained(clip_folder)
+    assert mean.logit_scale == 2.0 and "figures" not in json.loads((tmp_path / "mean" / "run.json").read_text())
+    for name, weight in mean.text_encoder.state_dict().items():
+        torch.testing.assert_close(weight, text.state_dict()[name] - 0.25)
+    moved = dict(mean.image_encoder.named_parameters())
+    for name, weight in moved.items():
+        torch.testing.assert_close(weight.data, whole.state_dict()[name] + 0.75)
 
 
 def squeeze(text: str) -> str:

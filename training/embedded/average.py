@@ -4,12 +4,15 @@ Of fine-tuned models that is WiSE-FT (arXiv:2109.01903).
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from torch import nn
 from transformers import AutoTokenizer, CLIPVisionModelWithProjection
 
+from tulip_diffusion.files import write_text
 from tulip_diffusion.models.text_encoder import TulipTextModelWithProjection
+from tulip_diffusion.training.towers import save_image_tower
 
 from .export import image_tower
 
@@ -43,7 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.clip:
         tower = image_tower(options.clip)
         average(tower, CLIPVisionModelWithProjection.from_pretrained(options.second / "image_encoder"), options.share)
-        tower.save_pretrained(options.out / "image_encoder")
+        save_image_tower(tower, tower.state_dict(), options.out / "image_encoder")
+    if (run := options.second / "run.json").is_file():  # its temperature and how it was trained, not its figures
+        told = json.loads(run.read_text()) | {"mean": {"with": str(options.first), "share": options.share}}
+        told.pop("figures", None)
+        write_text(options.out / "run.json", json.dumps(told, indent=2))
     AutoTokenizer.from_pretrained(options.second).save_pretrained(options.out)
 
 

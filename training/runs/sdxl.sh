@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Ours, for SDXL: token states are matched too, beyond 77 tokens through subsets of sentences; then the same lengths are
 # spread over 2,048 positions, and the mean of before and after is kept, its attention scaled. Last it learns retrieval
-# with an image tower, in what comes after the states that SDXL reads, so that pictures pay nothing. Upgrades CLIP-L;
-# TOWER=g does bigG, whose padding is id 0.
+# with an image tower, in what comes after the states that SDXL reads, so that pictures pay nothing, and the mean of
+# before and after finds short captions as CLIP does. Upgrades CLIP-L; TOWER=g does bigG, whose padding is id 0.
 #
 #   DATA=/data/share-captioner_coco_lcs_sam_1246k_1107.json IMAGES=/data training/runs/sdxl.sh
 #
@@ -39,7 +39,10 @@ launch=(accelerate launch --num_processes "$GPUS" --module tulip_diffusion.train
 python -m tulip_diffusion.training.embedded.average "$OUT/stage1" "$OUT/far" --share 0.7 --out "$OUT/encoder"
 
 "${launch[@]}" expand --teacher "$MODEL" --student "$OUT/encoder" --data "$DATA" --image-root "$IMAGES" \
-    --output-dir "$OUT/retrieval" --pad "$PAD" --length 248 --ntk-alpha 0 --epochs 1 --batch-size 1280 \
-    --chunk-size "$CHUNK" --learning-rate 1e-5 --warmup-steps 200 --freeze-token-states --short-weight 0.3 \
+    --output-dir "$OUT/contrast" --pad "$PAD" --length 248 --ntk-alpha 0 --epochs 1 --batch-size 1280 \
+    --chunk-size "$CHUNK" --learning-rate 1e-5 --warmup-steps 200 --freeze-token-states --short-weight 0.5 \
     --short-captions random-subset --hard-negative-margin 0.25 \
     --mixed-precision bf16 --num-workers 16 --resume auto "$@"
+
+python -m tulip_diffusion.training.embedded.average "$OUT/encoder" "$OUT/contrast" --clip "$MODEL" --share 0.7 \
+    --out "$OUT/retrieval"

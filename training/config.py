@@ -221,6 +221,9 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
     short_captions: Literal["first-sentence", "random-subset"] = option(
         "first-sentence", "Short captions: the text before the first '.', or random sentences without the first."
     )
+    pair_loss: Literal["softmax", "sigmoid"] = option(
+        "softmax", "CLIP's contrastive loss, or SigLIP's, which needs neither large batches nor a right one in each."
+    )
     hard_negative_margin: float = option(0.0, "Margin gamma by which similar texts count as harder negatives.")
     freeze_token_states: bool = option(
         False,
@@ -239,6 +242,8 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
         super().__post_init__()
         if not 0 <= self.short_weight <= 1:
             raise ValueError(f"short_weight must be a number from 0 to 1, got {self.short_weight}.")
+        if self.pair_loss == "sigmoid" and (self.hard_negative_margin or self.label_smoothing):
+            raise ValueError("hard_negative_margin and label_smoothing are of the softmax loss; leave them at 0 here.")
         if self.freeze_token_states and self.train == "image":
             raise ValueError("freeze_token_states is about the text tower, which train='image' leaves as it is.")
 

@@ -39,7 +39,7 @@ class TowerOutputs(NamedTuple):
 
     image_embeds: Tensor
     text: TextStates
-    logit_scale: Tensor  # (1,), the multiplier
+    logit_scale: Tensor  # (1,), the multiplier; (2,) with the sigmoid loss, its bias behind
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,18 @@ class FeatureGradients:
 class TwoTowers(nn.Module):
     """Both towers and the logit scale in one forward."""
 
-    def __init__(self, text: TextEncoder, image: CLIPVisionModelWithProjection, logit_scale: float):
+    def __init__(
+        self,
+        text: TextEncoder,
+        image: CLIPVisionModelWithProjection,
+        logit_scale: float,
+        logit_bias: float | None = None,
+    ):
         super().__init__()
         self.reader = TwoTexts(text)  # its name is in runs' checkpoints
         self.image = image
         self.logit_scale = nn.Parameter(torch.tensor([logit_scale]))  # one row: FSDP cannot shard a scalar
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor([logit_bias]))
         self.mean, self.std = (
             nn.Buffer(255 * torch.tensor(values)[:, None, None], persistent=False)
             for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
@@ -82,7 +89,10 @@ class TwoTowers(nn.Module):
     ) -> TowerOutputs:
         """Images (pairs, 3, height, width) and their texts' ids, read by both towers."""
         image_embeds = self.image(self.normalised(pixel_values)).image_embeds
-        return TowerOutputs(image_embeds, self.reader(short_ids, long_ids, long_mask), self.logit_scale.exp())
+        scale = self.logit_scale.exp()
+        if self.logit_bias is not None:
+            scale = torch.cat([scale, self.logit_bias])
+        return TowerOutputs(image_embeds, self.reader(short_ids, long_ids, long_mask), scale)
 
 
 class ContrastiveStage(Stage):
@@ -113,8 +123,12 @@ class ContrastiveStage(Stage):
         self.text, self.image = text, towers.image_encoder
         for tower, name in ((self.text, "text"), (self.image, "image")):
             prepare_tower(tower, arguments, trained=arguments.train in ("both", name))
-        self.module = TwoTowers(self.text, self.image, towers.logit_scale)
+        self.module = TwoTowers(self.text, self.image, *self.temperature(towers.logit_scale))
         self.rows = PairRows(data, image_processor(self.image), cutter, draws)
+
+    def temperature(self, logit_scale: float) -> tuple[float, ...]:
+        """Logarithm of the scale that training starts from, here CLIP's, and a bias where there is one."""
+        return (logit_scale,)
 
     @abstractmethod
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
@@ -190,7 +204,7 @@ class ContrastiveStage(Stage):
         self.text.save_pretrained(folder, state_dict=text)
         self.tokenizer.save_pretrained(folder)
         save_image_tower(self.image, unprefixed(weights, "image."), folder / "image_encoder")
-        return {"logit_scale": weights["logit_scale"].item()}
+        return {name: weights[name].item() for name in ("logit_scale", "logit_bias") if name in weights}
 
 
 def chunk_slices(chunks: Sequence[Chunk]) -> list[slice]:

@@ -5,6 +5,7 @@ contrastive loss of short captions plus 1 - lambda times that of long ones. Stag
 anchor, because the contrastive losses see pooled states alone and would undo what SDXL reads.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from .contrastive import ContrastiveStage, Features, TowerOutputs
 from .cutting import caption_cutter
 from .kernels import settle_kernels, use_kernels
 from .loop import build_accelerator, run_stage
-from .losses import contrastive_loss
+from .losses import contrastive_loss, sigmoid_loss
 from .stage import Chunk, Figures
 from .student import hidden_figures, pooled_figures, refuse_shared_weights
 from .teacher import Teacher
 from .towers import PairCollate
+
+SIGLIP_START = (math.log(10), -10.0)  # logarithm of the scale, and bias: arXiv:2303.15343, section 3.2
 
 
 def expand_positions(student: TulipTextModelWithProjection, window: int, length: int, alpha: float) -> None:
@@ -104,20 +107,24 @@ class Expansion(ContrastiveStage):
         if self.anchored:
             self.teacher.encoder.to(accelerator.device)
 
+    def temperature(self, logit_scale: float) -> tuple[float, ...]:
+        """CLIP's, for the sigmoid loss what SigLIP starts from."""
+        return SIGLIP_START if self.arguments.pair_loss == "sigmoid" else (logit_scale,)
+
     def contrastive(self, features: Features, logit_scale: Tensor) -> tuple[Tensor, Figures]:
         """lambda times the short captions' loss plus 1 - lambda times the long ones'."""
-        short, long = (
-            contrastive_loss(
-                features["image"],
-                features[texts],
-                logit_scale,
-                self.arguments.label_smoothing,
-                self.arguments.hard_negative_margin,
-            )
-            for texts in ("short", "long")
-        )
+        short, long = (self.pair_loss(features["image"], features[texts], logit_scale) for texts in ("short", "long"))
         weight = self.arguments.short_weight
         return weight * short + (1 - weight) * long, {"short_loss": short.detach(), "long_loss": long.detach()}
+
+    def pair_loss(self, image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor) -> Tensor:
+        """The loss that the arguments name, of unit vectors (pairs, dim)."""
+        arguments = self.arguments
+        if arguments.pair_loss == "sigmoid":
+            return sigmoid_loss(image_embeds, text_embeds, *logit_scale)
+        return contrastive_loss(
+            image_embeds, text_embeds, logit_scale, arguments.label_smoothing, arguments.hard_negative_margin
+        )
 
     def extra_loss(
         self, outputs: TowerOutputs, chunk: Chunk, accelerator: Accelerator

@@ -64,6 +64,17 @@ def contrastive_loss(
     return (image_to_text + text_to_image) / 2
 
 
+def sigmoid_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """SigLIP's loss (arXiv:2303.15343, algorithm 1): every pair of the batch is right or wrong by itself.
+
+    Embeddings as in [`contrastive_loss`]; `logit_bias` is added to the scaled similarities, since nearly all pairs are
+    wrong ones. Summed over texts, mean over images.
+    """
+    logits = logit_scale * image_embeds @ text_embeds.T + logit_bias  # (images, texts)
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
 class _LeadingProjector(torch.autograd.Function):
     """Projector onto the `k` leading eigenvectors of a symmetric matrix.
 

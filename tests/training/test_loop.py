@@ -1,6 +1,7 @@
 import copy
 import importlib.util
 import json
+import math
 import random
 
 import pytest
@@ -81,12 +82,16 @@ def test_distilling_in_sorted_chunks_equals_the_whole_batch(tmp_path, tokenizer,
     assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "chunks"), [*(("expand", c) for c in CHUNKS), ("longclip", CHUNKS[1])])
+PAIRED = [*(("expand", c) for c in CHUNKS), ("expand, sigmoid", CHUNKS[1]), ("longclip", CHUNKS[1])]
+
+
+@pytest.mark.parametrize(("stage", "chunks"), PAIRED)
 def test_contrasting_in_sorted_chunks_equals_the_whole_batch(tmp_path, tokenizer, load_towers, pairs, stage, chunks):
     data = open_captions(str(pairs), with_images=True)
     for name, changes in (("whole", {}), ("chunks", chunks)):
-        if stage == "expand":
-            given = arguments(ExpandArguments, tmp_path / name, **changes, hard_negative_margin=0.5)
+        if stage.startswith("expand"):
+            own = {"pair_loss": "sigmoid"} if "sigmoid" in stage else {"hard_negative_margin": 0.5}
+            given = arguments(ExpandArguments, tmp_path / name, **changes, **own)
             expand(load_towers(), tokenizer, data, given, student_of(load_towers()))
         else:
             given = arguments(LongCLIPArguments, tmp_path / name, **changes, components=3, learning_rate=1e-3)
@@ -94,6 +99,10 @@ def test_contrasting_in_sorted_chunks_equals_the_whole_batch(tmp_path, tokenizer
     assert history(tmp_path / "chunks")[-1] == pytest.approx(history(tmp_path / "whole")[-1], rel=1e-4)
     assert_same_weights(tmp_path / "whole", tmp_path / "chunks", atol=1e-5)
     assert_same_weights(tmp_path / "whole" / "image_encoder", tmp_path / "chunks" / "image_encoder", atol=1e-5)
+    runs = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("whole", "chunks")]
+    for temperature in ("logit_scale", *(["logit_bias"] if "sigmoid" in stage else [])):
+        whole, chunked = (run[temperature] for run in runs)
+        assert chunked == pytest.approx(whole, abs=1e-5) and whole not in (math.log(10), -10.0)
 
 
 def test_stage_1_leaves_an_encoder_that_loads_and_says_what_made_it(tmp_path, tokenizer, teacher):
@@ -248,6 +257,12 @@ def test_the_pooled_anchor_is_the_relative_error_to_the_teachers_pooled_states(
 def test_frozen_token_states_are_about_the_text_tower():
     with pytest.raises(ValueError, match="freeze_token_states is about the text tower, which train='image' leaves"):
         arguments(ExpandArguments, "unused", freeze_token_states=True, train="image")
+
+
+def test_the_sigmoid_loss_takes_no_options_of_the_other():
+    for name in ("hard_negative_margin", "label_smoothing"):
+        with pytest.raises(ValueError, match="are of the softmax loss; leave them at 0"):
+            arguments(ExpandArguments, "unused", pair_loss="sigmoid", **{name: 0.1})
 
 
 SAVED_SCALINGS = [

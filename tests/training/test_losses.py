@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 
 from tulip_diffusion.training.losses import (
     aligned_token_error,
@@ -13,6 +13,7 @@ from tulip_diffusion.training.losses import (
     mse_distance,
     primary_components,
     relative_squared_error,
+    sigmoid_loss,
 )
 
 
@@ -40,6 +41,13 @@ def test_contrastive_loss_equals_open_clips():
     image, text = F.normalize(rows(7, 5), dim=-1), F.normalize(rows(7, 5, seed=1), dim=-1)
     expected = ClipLoss()(image, text, torch.tensor(14.3))
     assert contrastive_loss(image, text, 14.3).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_the_sigmoid_loss_equals_open_clips():
+    image, text = F.normalize(rows(7, 5), dim=-1), F.normalize(rows(7, 5, seed=1), dim=-1)
+    scale, bias = torch.tensor(9.0), torch.tensor(-7.0)
+    expected = SigLipLoss()(image, text, scale, bias)
+    assert sigmoid_loss(image, text, scale, bias).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_contrastive_loss_takes_embeddings_as_given():

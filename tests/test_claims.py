@@ -29,6 +29,7 @@ LOG = (ROOT / "training" / "LOG.md").read_text(encoding="utf-8")
 README_ROWS = {
     "clip": "CLIP, cut at 77 tokens",
     "clip-windows": "CLIP, in windows of whole sentences",
+    "compel": "CLIP in compel's windows",
     "longclip": "Long-CLIP",
     "finelip": "FineLIP, with our anchor",
     "tulip-paper": "TULIP, the published objective",
@@ -40,6 +41,7 @@ FOLDERS = ("generation-short", "generation-full", "generation-500", "generation-
 DETAILS = {  # what docs/conditioning.md calls the rows
     "clip": "`clip`, cut off",
     "clip-windows": "`clip-windows`",
+    "compel": "`compel`, its own windows",
     "longclip": "`longclip`",
     "finelip": "`finelip`, trained with our anchor",
     "tulip-paper": "`tulip-paper`, the published objective",
@@ -65,15 +67,15 @@ def row(*cells: str) -> str:
 
 
 def readme() -> Iterator[str]:
-    rows = summary_rows(RESULTS, list(ENCODERS))
+    rows = summary_rows(RESULTS, [*ENCODERS, "compel"])
     far = {name: result["far references"] for name, result in RESULTS["generation-references"].items()}
     for name, label in README_ROWS.items():
         figures = ["–" if rows[name][title] is None else f"{rows[name][title]:.2f}" for title in DRAWN]
         yield row(label, *figures, wide(far[name]))
-    for folder, count in zip(FOLDERS, (64, 64, 32, 32, 16), strict=True):
+    for folder, count in zip(FOLDERS, (100, 200, 100, 64, 64), strict=True):
         assert RECORDS[folder].record["command"]["count"] == count
-    assert RECORDS["generation-references"].record["command"]["count"] == 64
-    yield f"{far['tulip']['values']} of them in 64 other prompts"
+    assert RECORDS["generation-references"].record["command"]["count"] == 200
+    yield f"{far['tulip']['values']} of them in 200 other prompts"
     halves = sorted(f"{half(result['all']):.2f}" for folder in FOLDERS for result in RESULTS[folder].values())
     yield f"Intervals (95 %) are ± {halves[0]} to {halves[-1]} where none is given"
     behind = max(
@@ -98,27 +100,32 @@ def conditioning() -> Iterator[str]:
             figures = references[name]
             own = short(figures["own place of references"])
             yield row(f"`{name}`", *map(wide, figures["distance"].values()), own)
-    for name in ("clip", "clip-windows", "tulip-l", "tulip"):
+    for name in ("clip", "clip-windows", "compel", "tulip-l", "tulip"):
         found = [RESULTS[folder].get(name, {"all": None})["all"] for folder in FOLDERS[2:]]
         yield row(DETAILS["clip"] if name == "clip" else f"`{name}`", *map(wide, found))
-    windows, tulip = (RESULTS["generation-2000"][name]["all"]["mean"] for name in ("clip-windows", "tulip"))
-    yield f"at 2,000 TULIP in both slots is {100 * (windows - tulip):.1f} points behind them"
+    behind = (
+        f"{100 * (RESULTS[folder]['clip-windows']['all']['mean'] - RESULTS[folder]['tulip']['all']['mean']):.1f}"
+        for folder in FOLDERS[2:]
+    )
+    yield "TULIP in both slots is {} points behind them at 500 tokens, {} at 1,000 and {} at 2,000".format(*behind)
     yield from negatives()
     assert NO_SCALING in LOG  # of encoders that are not shipped, and said to be
     yield "drew 0.46 of 1,000 tokens' things, with it 0.78, before anything was trained"
 
 
 def negatives() -> Iterator[str]:
-    found = RESULTS["generation-full-negative"]
-    shares = {
-        name: [f"{result['all']['mean']:.3f}" for row, result in found.items() if row.split(",")[0] == name]
-        for name in ("clip-windows", "tulip")
-    }
-    none, empty, style, page = shares["clip-windows"]
-    yield f'`clip-windows` draws {none} with none, {empty} with `""`, {style} with a style phrase and {page} with 200'
-    none, empty, style, page = shares["tulip"]
-    assert {f"{half(result['all']):.2f}" for result in found.values()} <= {"0.01", "0.02"}
-    yield f"`tulip` {none}, {empty}, {style} and {page} (32 prompts, ± 0.02)"
+    for folder, other in (("generation-full-negative", "clip-windows"), ("generation-short-negative", "clip")):
+        found = RESULTS[folder]
+        assert RECORDS[folder].record["command"]["count"] == 32
+        assert max(half(result["all"]) for result in found.values()) < 0.025
+        for name in (other, "tulip"):
+            rows = [result for row, result in found.items() if row.split(",")[0] == name]
+            none, empty, style, page, names = (f"{result['all']['mean']:.3f}" for result in rows)
+            yield f"| `{name}` | {none} | {empty} | {style} | {page} | {names} |"
+            effect = rows[-1]["negative"]
+            assert effect["named with"] == effect["named without"]
+    yield "32 prompts each, ± 0.02"
+    yield f"{effect['named with']['mean']:.2f} places a picture of short prompts"
 
 
 def encoder() -> Iterator[str]:

@@ -349,6 +349,7 @@ DOCUMENTED = {  # of what we import from their submodules
     "accelerate.utils.gather_object",
     "accelerate.utils.send_to_device",
     "diffusers.models.attention_processor.AttnProcessor",
+    "diffusers.pipelines.stable_diffusion_xl.StableDiffusionXLPipelineOutput",
     "diffusers.utils.logging",
     "diffusers.utils.make_image_grid",
     "transformers.modeling_outputs.BaseModelOutputWithPooling",

@@ -26,12 +26,17 @@ PAPER=(--steps 200 --batch_size 128) FINELIP=(--steps 50 --batch_size 32)
 CAPTIONS=20000 REFERRING_CAPTIONS=10000 FAR_CAPTIONS=7500 LAST_CAPTIONS=12000 SIZE=standard
 if [ -n "${DRY:-}" ]; then
     TWO=(--steps 2 --batch 8) PAIRS=(--steps 2 --batch_size 8)
-    VAE=("${TWO[@]}") CLIP=("${TWO[@]}") TULIP=("${TWO[@]}") REFERRING=("${TWO[@]}") NEGATIVES=("${TWO[@]}")
-    UNET=("${TWO[@]}" --shard 16 --passes 1) GAPS=("${TWO[@]}") AGAIN=("${TWO[@]}") LAST=("${TWO[@]}")
+    VAE=("${TWO[@]}") CLIP=("${TWO[@]}") TULIP=("${TWO[@]}") REFERRING=("${TWO[@]}")
+    UNET=("${TWO[@]}" --shard 256 --passes 1) NEGATIVES=("${UNET[@]}")
+    GAPS=("${TWO[@]}") AGAIN=("${TWO[@]}") LAST=("${TWO[@]}")
     CONTRAST=() RETRIEVAL=(--steps 2 --batch_size 8) PAPER=("${PAIRS[@]}") FINELIP=("${PAIRS[@]}")
     CAPTIONS=64 REFERRING_CAPTIONS=64 FAR_CAPTIONS=64 LAST_CAPTIONS=64 SIZE=quick
 fi
-part() { python -m "tulip_diffusion.training.embedded.$1" "${@:2:1}" --seed "$SEED" "${@:3}"; }
+part() {
+    local seed=(--seed "$SEED")
+    [[ " $* " != *" --seed "* ]] || seed=()
+    python -m "tulip_diffusion.training.embedded.$1" "${@:2}" "${seed[@]}"
+}
 scenes=(--workers "$WORKERS")
 
 # What SDXL has: VAE, two CLIPs of 77 tokens, and a UNet that is trained on their states and never again.

@@ -13,7 +13,7 @@ import pytest
 
 from tests.documents import PAGES, ROOT
 from tulip_diffusion.embedded import ASSETS
-from tulip_diffusion.evaluation import generation, reading, retrieval
+from tulip_diffusion.evaluation import generation, positions, reading, retrieval
 from tulip_diffusion.evaluation.plan import ENCODERS
 from tulip_diffusion.evaluation.provenance import read_provenance
 from tulip_diffusion.evaluation.records import Mean, bin_table
@@ -283,6 +283,8 @@ def tables(section) -> list[str]:
         return [bin_table(results, by) for by in reading.BINS]
     if section.name == "ablation":
         return [method.table(results, section.record["command"]["count"])]
+    if section.name == "positions":
+        return positions.tables(results).split("\n\n")[1::2]
     assert section.name == "retrieval"
     return [retrieval.recall_table(name, rows) for name, rows in results["measured"].items()]
 

@@ -222,7 +222,7 @@ class ExpandArguments(ContrastiveArguments, CaptionArguments):
         "first-sentence", "Short captions: the text before the first '.', or random sentences without the first."
     )
     pair_loss: Literal["softmax", "sigmoid"] = option(
-        "softmax", "CLIP's contrastive loss, or SigLIP's, which needs neither large batches nor a right one in each."
+        "softmax", "CLIP's contrastive loss, or SigLIP's, which judges every pair of the batch by itself."
     )
     hard_negative_margin: float = option(0.0, "Margin gamma by which similar texts count as harder negatives.")
     freeze_token_states: bool = option(

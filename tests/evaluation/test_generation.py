@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_without_drawing_again_and_takes_no_other_pictures_
     assert drawn == [2, 2, 1]
 
 
-def test_compels_row_is_what_its_users_draw(family, tmp_path):
+def test_compels_row_is_what_its_users_draw(family):
     compel = pytest.importorskip("compel")
     captions = prompts_of("full", 2)
     options = argparse.Namespace(assets=family, device="cpu")

@@ -86,9 +86,11 @@ class ReferenceCutter(CaptionCutter):
 
 
 class ReferenceDistillation(Distillation):
-    """Stage 1 with a [`ReferenceCutter`], whose `plain` is an attribute."""
+    """Stage 1 with a [`ReferenceCutter`] of that `plain`."""
 
-    plain = 1.0
+    def __init__(self, *arguments: Any, plain: float = 1.0):
+        self.plain = plain
+        super().__init__(*arguments)
 
     def build_cutter(self) -> CaptionCutter:
         """Cuts as [`ReferenceCutter`] does."""
@@ -157,8 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
         student = new_student(teacher, settings)
         student.load_state_dict(TulipTextModelWithProjection.from_pretrained(options.student).state_dict())
     accelerator = build_accelerator(settings)
-    ReferenceDistillation.plain = options.plain
-    run_stage(ReferenceDistillation(teacher, student, tokenizer, data, settings), settings, accelerator)
+    stage = ReferenceDistillation(teacher, student, tokenizer, data, settings, plain=options.plain)
+    run_stage(stage, settings, accelerator)
 
 
 if __name__ == "__main__":

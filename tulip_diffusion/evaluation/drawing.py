@@ -18,8 +18,7 @@ from tulip_diffusion.scenes.render import render_array
 
 from .embeddings import batches
 from .encoders import fingerprint
-from .options import PEERS
-from .peers import load_peer
+from .peers import load_compel
 from .processes import device_of, shared, shared_arrays
 
 LABEL = 150  # width of the names of a contact sheet's rows
@@ -35,8 +34,8 @@ def open_pipeline(encoder: str, options: argparse.Namespace) -> Any:
     device = device_of(options.device)
     if model := getattr(options, "model", None):
         pipeline = open_model(model, encoder, device)
-    elif encoder in PEERS:
-        pipeline = load_peer(encoder, options.assets).to(device)
+    elif encoder == "compel":
+        pipeline = load_compel(options.assets).to(device)
     else:
         pipeline = load_embedded_pipeline(encoder, options.assets).to(device)
     pipeline.set_progress_bar_config(disable=True)

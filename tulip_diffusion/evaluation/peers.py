@@ -11,8 +11,6 @@ from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOut
 
 from tulip_diffusion.embedded import load_embedded_pipeline
 
-from .options import PEERS
-
 
 class CompelPipeline(StableDiffusionXLPipeline):
     """diffusers' own SDXL pipeline, its prompts encoded by compel (2.5) as its documentation says for SDXL.
@@ -55,8 +53,7 @@ class CompelPipeline(StableDiffusionXLPipeline):
         return StableDiffusionXLPipelineOutput(np.stack([pictures[row] for row in range(len(prompt))]))
 
 
-def load_peer(name: str, assets: Path) -> CompelPipeline:
-    """The pipeline of one of `PEERS` with the embedded family's own towers, VAE and UNet."""
-    assert name in PEERS
+def load_compel(assets: Path) -> CompelPipeline:
+    """The pipeline with the embedded family's CLIP, VAE and UNet."""
     clip = load_embedded_pipeline("clip", assets)
     return CompelPipeline(**clip.components, force_zeros_for_empty_prompt=True, add_watermarker=False)
